@@ -1,0 +1,38 @@
+"""cliffstore: residual-stream activations computed once, stored in Zarr, queried with SQL.
+
+Public names are imported on first use: `import cliffstore` loads neither torch nor ray.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from cliffstore.config import ExtractConfig
+    from cliffstore.errors import CliffstoreError, UserError
+    from cliffstore.run.stages import ExtractReport, extract
+    from cliffstore.run.store import Store
+
+_HOMES = {
+    "CliffstoreError": "cliffstore.errors",
+    "UserError": "cliffstore.errors",
+    "ExtractConfig": "cliffstore.config",
+    "ExtractReport": "cliffstore.run.stages",
+    "Store": "cliffstore.run.store",
+    "extract": "cliffstore.run.stages",
+}
+
+__all__ = ["CliffstoreError", "ExtractConfig", "ExtractReport", "Store", "UserError", "__version__", "extract"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'cliffstore' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,1 @@
+"""Analysis of stored activations: probes, scores, cliffs."""

@@ -1,0 +1,83 @@
+"""Errors, grouped by what the caller would do about them.
+
+`UserError` and its children mean "the input is wrong": the command line prints the one-line message and exits
+with code 2. Every other `CliffstoreError` means that the work itself failed: exit code 1. Each class carries a
+stable `code` for machines, and subclasses the builtin that a Python caller would expect to catch.
+"""
+
+from __future__ import annotations
+
+
+class CliffstoreError(Exception):
+    """Base of every error that cliffstore raises on purpose. The message is one line."""
+
+    code = "cliffstore"
+    exit_code = 1
+
+
+class UserError(CliffstoreError):
+    """The user's input is wrong. The message says what, where, and what to do."""
+
+    code = "usage"
+    exit_code = 2
+
+
+class ConfigError(UserError, ValueError):
+    """An option or a configuration file has a value that cannot be used."""
+
+    code = "config"
+
+
+class CorpusError(UserError, ValueError):
+    """The corpus cannot be read, or is not what a corpus must be."""
+
+    code = "corpus"
+
+
+class ModelError(UserError, ValueError):
+    """The model, its tokenizer, a layer or a site is not there."""
+
+    code = "model"
+
+
+class StoreError(UserError, ValueError):
+    """The store is missing, of another kind, or does not fit what was asked."""
+
+    code = "store"
+
+
+class ProbeError(UserError, ValueError):
+    """A probe is unknown, or cannot be fitted from what the store holds."""
+
+    code = "probe"
+
+
+class QueryError(UserError, ValueError):
+    """A SQL statement is malformed or asks for something that is not there."""
+
+    code = "query"
+
+
+class SelectionError(UserError, ValueError):
+    """A selection or an export cannot be made as asked."""
+
+    code = "selection"
+
+
+class DamagedStoreError(CliffstoreError, RuntimeError):
+    """What the store holds contradicts its receipts or digests."""
+
+    code = "damaged"
+
+
+class ExtractionError(CliffstoreError, RuntimeError):
+    """A unit could not be computed or written."""
+
+    code = "extraction"
+
+
+class InterruptedRunError(CliffstoreError):
+    """The user stopped a run. What was committed stays; the same command goes on from there."""
+
+    code = "interrupted"
+    exit_code = 130

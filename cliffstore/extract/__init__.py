@@ -1,0 +1,1 @@
+"""Extraction of one unit: forward passes, capture, write, receipt."""

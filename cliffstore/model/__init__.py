@@ -1,0 +1,1 @@
+"""What runs on a language model: loading it, finding its sites, capturing them."""

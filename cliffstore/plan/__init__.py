@@ -1,0 +1,1 @@
+"""Corpus to plan: the prefix tree, units, rows. Pure and deterministic."""

@@ -1,0 +1,1 @@
+"""From cliffs to a training set: selections and exports."""

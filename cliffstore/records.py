@@ -1,0 +1,93 @@
+"""The values that pass between stages: plain, frozen, picklable.
+
+Shapes in comments use T for the tokens of one example. Documents that are written to the store (manifest, plan,
+capture, receipt, probe) live in `schema.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+import numpy.typing as npt
+
+
+class Segment(StrEnum):
+    """The role of a token within an example (DESIGN: Words)."""
+
+    SYSTEM = "system"
+    USER = "user"
+    HEADER = "header"
+    THINK_OPEN = "think_open"
+    THINK = "think"
+    THINK_CLOSE = "think_close"
+    RESPONSE = "response"
+    END = "end"
+
+
+SEGMENTS: tuple[Segment, ...] = tuple(Segment)
+"""Segments in code order: `RenderedExample.segments` holds indices into this tuple."""
+
+
+RESID_POST = "resid_post"
+FINAL_NORM = "final_norm"
+SITES = (RESID_POST, FINAL_NORM)
+"""Sites that can be captured. `final_norm` has one array, under the last block's layer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusRow:
+    """One corpus row, its columns mapped to the names that cliffstore knows.
+
+    `turns` holds the conversation up to and including the last user turn; `system` and `prompt` repeat its system
+    message and last user message, so that they can be queried as columns. `extra` keeps every other column.
+    """
+
+    id: str
+    prompt: str
+    turns: tuple[Message, ...]
+    system: str | None = None
+    thinking: str | None = None
+    response: str | None = None
+    label: str | None = None
+    source: str | None = None
+    extra: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SkippedRow:
+    """A corpus row that is not in the store, and why. `location` is `file:line` or `file:row`."""
+
+    id: str | None
+    source: str | None
+    location: str
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedExample:
+    """One corpus row as a token sequence.
+
+    Attributes
+    ----------
+    token_ids : int32 [T]
+    segments : uint8 [T], indices into `SEGMENTS`
+    decision : position of the last token before the answer, 0-based
+    """
+
+    row: CorpusRow
+    token_ids: npt.NDArray[np.int32]
+    segments: npt.NDArray[np.uint8]
+    decision: int
+    location: str

@@ -1,0 +1,1 @@
+"""Stages wired together, in this process or on a Ray cluster."""

@@ -1,0 +1,77 @@
+"""Probes in a store: `probe.safetensors` (w, b) and `probe.json` beside it, written last."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import load, save
+
+from cliffstore.errors import ProbeError
+from cliffstore.schema import ProbeDocument
+from cliffstore.store import layout
+from cliffstore.store.objects import ObjectStore
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeWeights:
+    """score = w·h + b, a logit. w_D float32."""
+
+    w_D: npt.NDArray[np.float32]
+    b: float
+
+    def scores(self, h_ND: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Return the logit of each of N vectors, float32 [N]."""
+        return np.asarray(h_ND @ self.w_D + np.float32(self.b), dtype=np.float32)
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(self.w_D.tobytes() + np.float32(self.b).tobytes()).hexdigest()
+
+
+def list_probes(objects: ObjectStore) -> list[ProbeDocument]:
+    """Return the probes of a store, by name."""
+    keys = [key for key in objects.list(layout.PROBES) if key.endswith("/probe.json")]
+    return [ProbeDocument.model_validate_json(objects.get(key)) for key in keys]
+
+
+def read_probe(objects: ObjectStore, name: str) -> tuple[ProbeDocument, ProbeWeights]:
+    """Return a probe.
+
+    Raises
+    ------
+    ProbeError
+        There is none of that name; the message names those there are.
+    """
+    try:
+        document = ProbeDocument.model_validate_json(objects.get(layout.probe_document(name)))
+    except FileNotFoundError:
+        known = ", ".join(probe.name for probe in list_probes(objects)) or "none yet; fit one with `cliffstore probe fit`"
+        raise ProbeError(f"store {objects.url} has no probe {name!r}; it has: {known}") from None
+    stored = load(objects.get(layout.probe_weights(name)))
+    return document, ProbeWeights(stored["w"], float(stored["b"][0]))
+
+
+def write_probe(objects: ObjectStore, document: ProbeDocument, weights: ProbeWeights, *, replace: bool) -> None:
+    """Write a probe. An equal one that is there already is left alone.
+
+    Raises
+    ------
+    ProbeError
+        Another probe has the name, and `replace` is False. Replacing removes its scores and cliffs.
+    """
+    name = document.name
+    held = {probe.name: probe for probe in list_probes(objects)}.get(name)
+    if held is not None and held.digest == document.digest:
+        return
+    if held is not None and not replace:
+        raise ProbeError(f"probe {name!r} is there already: choose another --name, or pass --replace")
+    if held is not None:
+        objects.delete(layout.probe_document(name))
+        objects.delete(layout.scores_of(name))
+        objects.delete(layout.cliffs_table(name))
+    tensors = {"w": weights.w_D, "b": np.array([weights.b], dtype=np.float32)}
+    objects.put(layout.probe_weights(name), save(tensors))
+    objects.put(layout.probe_document(name), document.to_bytes())

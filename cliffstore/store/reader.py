@@ -1,0 +1,195 @@
+"""Reading a store: its documents, its committed units, and any of its vectors.
+
+Only listings of receipts decide what is extracted. Vectors of rows without a receipt are never returned.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pydantic import ValidationError
+
+from cliffstore.errors import StoreError
+from cliffstore.schema import FORMAT_VERSION, UNITS, CaptureDocument, Manifest, PlanDocument, Receipt
+from cliffstore.store import layout, receipts, tables
+from cliffstore.store.arrays import ArraySpec, Vectors, open_arrays, to_float32
+from cliffstore.store.objects import ObjectStore
+from cliffstore.store.writer import capture_specs
+
+
+def read_manifest(objects: ObjectStore) -> Manifest | None:
+    """Return the manifest, or None where there is no store.
+
+    Raises
+    ------
+    StoreError
+        What is there is not a store of a format that this version reads.
+    """
+    try:
+        content = objects.get(layout.MANIFEST)
+    except FileNotFoundError:
+        return None
+    try:
+        return Manifest.model_validate_json(content)
+    except ValidationError:
+        raise StoreError(_why_not_a_manifest(objects.url, content)) from None
+
+
+def _why_not_a_manifest(url: str, content: bytes) -> str:
+    try:
+        found = json.loads(content)
+    except ValueError:
+        found = None
+    version = found.get("format_version") if isinstance(found, dict) else None
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        return (
+            f"store {url} has format version {version}, this cliffstore reads up to {FORMAT_VERSION}: "
+            "install a newer cliffstore"
+        )
+    return f"store {url}: {layout.MANIFEST} is not a cliffstore manifest; give another --store"
+
+
+class StoreReader:
+    """What a store holds, as of when it was asked.
+
+    Parameters
+    ----------
+    url : path or fsspec URL
+    storage_options : handed to fsspec
+
+    Raises
+    ------
+    StoreError
+        There is no store at `url`, or it has a newer format.
+    """
+
+    def __init__(self, url: str, storage_options: Mapping[str, object] | None = None) -> None:
+        self.objects = ObjectStore(url, storage_options)
+        manifest = read_manifest(self.objects)
+        if manifest is None:
+            raise StoreError(f"there is no store at {url}: make one with `cliffstore extract ... --store {url}`")
+        self.manifest = manifest
+        self.arrays = open_arrays(self.objects)
+        self._committed_rows: dict[str, npt.NDArray[np.int64]] = {}
+
+    @property
+    def url(self) -> str:
+        return self.objects.url
+
+    def plans(self) -> list[PlanDocument]:
+        """Return the plans of the store, by name."""
+        keys = [key for key in self.objects.list(layout.PLANS) if key.endswith("/plan.json")]
+        return [PlanDocument.model_validate_json(self.objects.get(key)) for key in keys]
+
+    def captures(self) -> list[CaptureDocument]:
+        """Return the captures of the store, by alias and name."""
+        keys = [key for key in self.objects.list(layout.CAPTURES) if key.endswith(".json")]
+        return [CaptureDocument.model_validate_json(self.objects.get(key)) for key in keys]
+
+    def units(self) -> pa.Table:
+        """Return the units of all plans, as planned."""
+        parts = [tables.read(self.objects, layout.units_table(plan.plan)) for plan in self.plans()]
+        return pa.concat_tables([UNITS.empty_table(), *parts])
+
+    def receipts(self, capture: str) -> list[Receipt]:
+        """Return the receipts of a capture."""
+        return receipts.read_all(self.objects, capture)
+
+    @cached_property
+    def aliases(self) -> list[str]:
+        """Aliases of the models that the store has captures of."""
+        return sorted({capture.alias for capture in self.captures()})
+
+    def find_array(self, site: str, layer: int, alias: str | None = None) -> tuple[CaptureDocument, ArraySpec]:
+        """Return the capture and the array of a (model, site, layer).
+
+        Raises
+        ------
+        StoreError
+            It is not captured; the message names what is.
+        """
+        captures = self._captures
+        alias = alias or self.default_alias()
+        for capture in captures:
+            for spec in capture_specs(capture):
+                if (spec.alias, spec.site, spec.layer) == (alias, site, layer):
+                    return capture, spec
+        raise StoreError(self._what_is_captured(site, layer, alias))
+
+    @cached_property
+    def _captures(self) -> list[CaptureDocument]:
+        return self.captures()
+
+    def default_alias(self) -> str:
+        """Return `main`, or the only model there is."""
+        return self.aliases[0] if len(self.aliases) == 1 else "main"
+
+    def _what_is_captured(self, site: str, layer: int, alias: str) -> str:
+        specs = [spec for capture in self._captures for spec in capture_specs(capture)]
+        if alias not in {spec.alias for spec in specs}:
+            return f"store {self.url} has no model {alias!r}; it has: {', '.join(self.aliases) or 'none'}"
+        sites = sorted({spec.site for spec in specs if spec.alias == alias})
+        if site not in sites:
+            return f"store {self.url} has no site {site!r} of model {alias!r}; it has: {', '.join(sites)}"
+        layers = sorted({spec.layer for spec in specs if (spec.alias, spec.site) == (alias, site)})
+        return f"store {self.url} has no layer {layer} of {site}; it has: {compact_ranges(layers)}"
+
+    def extracted(self, capture: str, rows_N: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Return for each row whether a receipt of the capture covers it, from a listing made once."""
+        if capture not in self._committed_rows:
+            self._committed_rows[capture] = self._count_committed_rows(capture)
+        counts_U = self._committed_rows[capture]
+        unit_rows = self.manifest.chunking.unit_rows
+        unit_N = np.clip(rows_N // unit_rows, 0, len(counts_U) - 1)
+        return (rows_N >= 0) & (rows_N - unit_N * unit_rows < counts_U[unit_N])
+
+    def _count_committed_rows(self, capture: str) -> npt.NDArray[np.int64]:
+        """Return the rows of each unit that a receipt covers, int64 [units + 1], zero behind the last unit."""
+        units = self.units()
+        done = receipts.committed(self.objects, capture)
+        counts_U = np.zeros(units.num_rows + 1, dtype=np.int64)
+        for unit, n_rows in zip(units["unit"].to_pylist(), units["n_rows"].to_pylist(), strict=True):
+            counts_U[unit] = n_rows if unit in done else 0
+        return counts_U
+
+    def vectors(
+        self, site: str, layer: int, rows_N: npt.NDArray[np.int64], alias: str | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Return the vectors of rows as float32 [N, ...], in the given order; each row is read once.
+
+        Raises
+        ------
+        StoreError
+            The array is not captured, or one of the rows is not extracted.
+        """
+        capture, spec = self.find_array(site, layer, alias)
+        missing = ~self.extracted(capture.capture, rows_N)
+        if missing.any():
+            raise StoreError(
+                f"row {rows_N[missing][0]} of {spec.name} is not extracted ({int(missing.sum())} of {len(rows_N)} "
+                "rows are missing): run the same `cliffstore extract` again"
+            )
+        return to_float32(self.stored_vectors(spec, rows_N), spec.dtype)
+
+    def stored_vectors(self, spec: ArraySpec, rows_N: npt.NDArray[np.int64]) -> Vectors:
+        """Return rows as they are stored, without asking for receipts."""
+        distinct, inverse = np.unique(rows_N, return_inverse=True)
+        return self.arrays.read_rows(spec.key, distinct)[inverse]
+
+
+def compact_ranges(numbers: list[int]) -> str:
+    """Return sorted numbers the way `--layers` takes them: '0-29' or '8,16,20-22'."""
+    parts: list[str] = []
+    start = 0
+    for index, number in enumerate(numbers):
+        last = index + 1 == len(numbers) or numbers[index + 1] != number + 1
+        if last:
+            first = numbers[start]
+            parts.append(str(first) if first == number else f"{first}-{number}")
+            start = index + 1
+    return ",".join(parts)

@@ -1,0 +1,137 @@
+"""Writing a store: manifest, plan, capture, units. The order of writes is the guarantee.
+
+A plan's tables are there before its `plan.json`, a unit's arrays before its receipt; so what a reader can see is
+complete. Each of these commits is create-only, which makes two writers of the same thing harmless.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from cliffstore import __version__
+from cliffstore.errors import StoreError
+from cliffstore.schema import CaptureDocument, Chunking, Manifest, PlanDocument, Receipt
+from cliffstore.store import layout, receipts, tables
+from cliffstore.store.arrays import ArrayIO, ArraySpec, Vectors, create_arrays
+from cliffstore.store.objects import ObjectStore
+
+
+@dataclass(frozen=True, slots=True)
+class UnitTables:
+    """The examples and tokens of one unit."""
+
+    unit: int
+    examples: pa.Table
+    tokens: pa.Table
+
+
+def capture_specs(capture: CaptureDocument) -> list[ArraySpec]:
+    """Return the arrays of a capture."""
+    return [
+        ArraySpec(capture.alias, identity.site, identity.layer, tuple(identity.shape), capture.dtype)
+        for identity in capture.arrays
+    ]
+
+
+def create_manifest(objects: ObjectStore, manifest: Manifest) -> None:
+    """Begin a store. Raises `StoreError` where another store began at the same place meanwhile."""
+    if not objects.create(layout.MANIFEST, manifest.to_bytes()):
+        raise StoreError(f"store {objects.url}: another process began a store here just now; run the command again")
+
+
+def write_plan_tables(
+    objects: ObjectStore, plan: str, unit_tables: Sequence[UnitTables], provenance: Mapping[str, str]
+) -> dict[int, tuple[str, str]]:
+    """Write the tables of each unit. Return unit -> sha256 of its examples and of its tokens table."""
+    return {
+        unit.unit: (
+            tables.write(objects, layout.examples_table(plan, unit.unit), unit.examples, provenance),
+            tables.write(objects, layout.tokens_table(plan, unit.unit), unit.tokens, provenance),
+        )
+        for unit in unit_tables
+    }
+
+
+def commit_plan(objects: ObjectStore, document: PlanDocument) -> None:
+    """Make a plan visible; its tables must be there."""
+    objects.create(layout.plan_document(document.plan), document.to_bytes())
+
+
+def create_capture(
+    objects: ObjectStore, capture: CaptureDocument, *, n_units: int, chunking: Chunking
+) -> CaptureDocument:
+    """Create a capture's arrays and document, or return the document that is there already."""
+    create_arrays(
+        objects,
+        capture_specs(capture),
+        n_rows=n_units * chunking.unit_rows,
+        chunk_rows=chunking.chunk_rows,
+        unit_rows=chunking.unit_rows,
+    )
+    objects.create(layout.capture_document(capture.alias, capture.capture), capture.to_bytes())
+    return CaptureDocument.model_validate_json(objects.get(layout.capture_document(capture.alias, capture.capture)))
+
+
+@dataclass(frozen=True, slots=True)
+class UnitFacts:
+    """What a receipt says of a unit apart from its vectors."""
+
+    plan: str
+    unit: int
+    row_start: int
+    n_rows: int
+    n_examples: int
+    n_tokens: int
+    attempt: int
+    worker: str
+
+
+def commit_unit(
+    objects: ObjectStore,
+    arrays: ArrayIO,
+    capture: CaptureDocument,
+    facts: UnitFacts,
+    blocks: Mapping[str, Vectors],
+    seconds: float,
+) -> Receipt:
+    """Write a unit's vectors, then its receipt.
+
+    Parameters
+    ----------
+    blocks : array name ('<site>/<layer>') -> stored vectors [unit_rows, ...], zero behind the unit's last row.
+        Whole shards, so that writing a unit again replaces objects instead of merging with a torn one.
+    seconds : time that computing took
+    """
+    digests: dict[str, str] = {}
+    for spec in capture_specs(capture):
+        block = blocks[spec.name]
+        arrays.write(spec.key, facts.row_start, block)
+        digests[spec.name] = rows_digest(block[: facts.n_rows])
+    receipt = Receipt(
+        capture=capture.capture,
+        plan=facts.plan,
+        unit=facts.unit,
+        row_start=facts.row_start,
+        n_rows=facts.n_rows,
+        n_examples=facts.n_examples,
+        n_tokens=facts.n_tokens,
+        digests=digests,
+        bytes=sum(block[: facts.n_rows].nbytes for block in blocks.values()),
+        attempt=facts.attempt,
+        worker=facts.worker,
+        seconds=round(seconds, 3),
+        cliffstore_version=__version__,
+    )
+    if not receipts.commit(objects, receipt):
+        return receipts.read_one(objects, capture.capture, facts.unit)
+    return receipt
+
+
+def rows_digest(rows: Vectors) -> str:
+    """Return the sha256 of the stored bytes of rows."""
+    return hashlib.sha256(np.ascontiguousarray(rows).data).hexdigest()

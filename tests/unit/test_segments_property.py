@@ -1,0 +1,63 @@
+"""Properties of segments that hold for every text: they cover the tokens, in the order of the layout."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from cliffstore.corpus.chat import Region
+from cliffstore.corpus.template import Renderer, segments_of
+from cliffstore.records import SEGMENTS, CorpusRow, Message, RenderedExample, Segment
+
+TEXT = st.text(
+    st.characters(codec="utf-8", exclude_characters="\ue000\ue001"), max_size=30
+) | st.sampled_from(
+    ["user", "assistant", "s", "\n", "<|im_end|>", "<think>", "</think>", "<|im_start|>user\n"]
+)
+ORDER = [Segment.THINK_OPEN, Segment.THINK, Segment.THINK_CLOSE, Segment.RESPONSE, Segment.END]
+
+
+@cache
+def _renderer(folder: str) -> Renderer:
+    return Renderer(AutoTokenizer.from_pretrained(folder))
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(prompt=TEXT, system=TEXT | st.none(), thinking=TEXT | st.none(), response=TEXT | st.none())
+def test_segments_follow_the_layout(
+    smollm2: str, prompt: str, system: str | None, thinking: str | None, response: str | None
+) -> None:
+    renderer = _renderer(smollm2)
+    turns = (*((Message("system", system),) if system is not None else ()), Message("user", prompt))
+    row = CorpusRow("r", prompt, turns, system=system, thinking=thinking, response=response)
+    example = renderer.render(row, "f:1")
+    assert isinstance(example, RenderedExample)
+    assert example.token_ids.dtype == np.int32 and example.segments.dtype == np.uint8
+    assert example.token_ids.shape == example.segments.shape
+    assert 0 <= example.decision < len(example.token_ids)
+
+    found = [SEGMENTS[code] for code in example.segments.tolist()]
+    last_header = max(i for i, segment in enumerate(found) if segment is Segment.HEADER)
+    tail = [ORDER.index(segment) for segment in found[last_header + 1 :]]
+    assert tail == sorted(tail)
+    assert not set(found[: last_header + 1]) & set(ORDER)
+    answer = [i for i, s in enumerate(found) if s in (Segment.RESPONSE, Segment.END)]
+    assert answer == list(range(example.decision + 1, len(found)))
+    if example.row.thinking is not None:
+        assert found[example.decision] is Segment.THINK_CLOSE
+
+
+@given(lengths=st.lists(st.integers(1, 5), min_size=1, max_size=8), data=st.data())
+def test_each_token_belongs_to_the_region_of_its_last_character(
+    lengths: list[int], data: st.DataObject
+) -> None:
+    ends = np.cumsum(lengths).tolist()
+    codes = data.draw(st.lists(st.sampled_from(SEGMENTS), min_size=len(ends), max_size=len(ends)))
+    regions = [Region(end - n, end, code) for end, n, code in zip(ends, lengths, codes, strict=True)]
+    by_character = [region.segment for region in regions for _ in range(region.start, region.end)]
+    found = segments_of(np.arange(ends[-1]), regions)
+    assert [SEGMENTS[code] for code in found.tolist()] == by_character
