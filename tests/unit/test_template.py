@@ -32,7 +32,7 @@ GEMMA = (
 )
 LLAMA3 = (
     "{% macro q() %}{{ strftime_now('%Y/%-d%%') }}{% endmacro %}"
-    "{%- if not date_string is defined or true %}{%- set date_string = strftime_now('%d %b %Y') %}{%- endif %}"
+    "{%- set date_string = strftime_now('%d %b %Y') %}"
     "{{ '<|im_start|>system\\nToday Date: ' + date_string }} {{ q() }}\n\n{{ '<|im_end|>' }}"
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n\\n' + m['content'] | trim + '<|im_end|>' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n\\n' }}{% endif %}"
