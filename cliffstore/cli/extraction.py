@@ -1,0 +1,103 @@
+"""`cliffstore extract`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from cliffstore.cli.output import Json, print_json
+from cliffstore.errors import ConfigError
+
+_EXAMPLES = """Compute the activations of a corpus once and store them.
+
+Run the same command again to go on after a crash or an interrupt.
+
+Examples:
+
+cliffstore extract prompts.jsonl --model Qwen/Qwen3-0.6B --store s3://bucket/acts
+
+cliffstore extract a.parquet b.csv --map prompt=instruction --where "label = 1" --model ./model --store ./acts
+"""
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(name="extract", help=_EXAMPLES)(extract)
+
+
+def extract(
+    corpus: Annotated[list[str] | None, typer.Argument(help="JSONL, JSON, CSV, Parquet, a datasets folder; paths or URLs.")] = None,
+    model: Annotated[str | None, typer.Option(help="Local folder, hub name, or .gguf file.")] = None,
+    store: Annotated[str | None, typer.Option(help="Path or URL of the store.")] = None,
+    config: Annotated[str | None, typer.Option(help="YAML file with any of these options; the command line wins.")] = None,
+    map: Annotated[list[str] | None, typer.Option("--map", help="KNOWN=COLUMN, such as prompt=instruction; repeatable.")] = None,
+    where: Annotated[str | None, typer.Option(help="SQL condition over the corpus's columns.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first N rows.")] = None,
+    layers: Annotated[str | None, typer.Option(help="all, 0-29, or 8,16. Default: all.")] = None,
+    sites: Annotated[str | None, typer.Option(help="resid_post,final_norm. Default: resid_post.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, bfloat16, float16, float32. Default: the checkpoint's.")] = None,
+    model_alias: Annotated[str | None, typer.Option(help="Name of the model in the store. Default: main.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Revision of a hub model.")] = None,
+    executor: Annotated[str | None, typer.Option(help="auto, local, ray. auto is ray where RAY_ADDRESS is set.")] = None,
+    actors: Annotated[int | None, typer.Option(help="Ray actors. Default: one a GPU, else one a node.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda ...")] = None,
+    batch_tokens: Annotated[int | None, typer.Option(help="Padded tokens of one forward pass.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Skip longer examples. Default: the model's context.")] = None,
+    think_open: Annotated[str | None, typer.Option(help="Text before thinking. Default: the template's.")] = None,
+    think_close: Annotated[str | None, typer.Option(help="Text after thinking. Default: the template's.")] = None,
+    template_date: Annotated[str | None, typer.Option(help="Date for templates that print one.")] = None,
+    allow_nonfinite: Annotated[bool, typer.Option("--allow-nonfinite", help="Store NaN and Inf instead of failing.")] = False,
+    json: Json = False,
+) -> None:
+    from cliffstore.config import load_config
+    from cliffstore.run.progress import choose_reporter
+    from cliffstore.run.stages import run_extraction
+
+    given: dict[str, object] = {
+        "corpus": tuple(corpus) if corpus else None,
+        "model": model,
+        "store": store,
+        "map": parse_map(map) if map else None,
+        "where": where,
+        "limit": limit,
+        "layers": layers,
+        "sites": tuple(site.strip() for site in sites.split(",")) if sites else None,
+        "dtype": dtype,
+        "model_alias": model_alias,
+        "revision": revision,
+        "executor": executor,
+        "actors": actors,
+        "device": device,
+        "batch_tokens": batch_tokens,
+        "max_tokens": max_tokens,
+        "think_open": _unescaped(think_open),
+        "think_close": _unescaped(think_close),
+        "template_date": template_date,
+        "allow_nonfinite": allow_nonfinite or None,
+    }
+    report = run_extraction(load_config(config, given), choose_reporter())
+    if json:
+        print_json(report.to_dict())
+        return
+    rate = f", {report.bytes / 1e6:,.0f} MB in {report.seconds:,.1f} s" if report.units_done_now else ""
+    print(
+        f"{report.store}: {report.examples:,} examples, {report.tokens:,} tokens in {report.rows:,} rows, "
+        f"{report.skipped} skipped; {report.units_done_now} of {report.units} units extracted now{rate}"
+    )
+
+
+def parse_map(pairs: list[str]) -> dict[str, str]:
+    """Return `--map prompt=instruction` values as a mapping. Raises `ConfigError` where one has no `=`."""
+    mapping: dict[str, str] = {}
+    for pair in pairs:
+        known, equals, column = pair.partition("=")
+        if not (known and equals and column):
+            raise ConfigError(f"--map {pair!r}: write KNOWN=COLUMN, such as prompt=instruction")
+        mapping[known.strip()] = column.strip()
+    return mapping
+
+
+def _unescaped(text: str | None) -> str | None:
+    r"""Turn a typed \n into a line break: shells make it hard to type one."""
+    return text.replace("\\n", "\n") if text is not None else None

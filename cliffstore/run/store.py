@@ -1,0 +1,222 @@
+"""`Store`: everything the command line does with a store, as Python calls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+
+import duckdb
+import numpy as np
+import numpy.typing as npt
+
+from cliffstore.analyze.cliff import CliffReport, rank_cliffs
+from cliffstore.analyze.probe import ProbeSettings, fit_probe
+from cliffstore.analyze.score import ScoreReport, score_units
+from cliffstore.config import check_name
+from cliffstore.errors import ProbeError
+from cliffstore.publish.export import ExportReport, export_selection
+from cliffstore.publish.selection import SelectionReport, select_examples
+from cliffstore.run.progress import LineReporter, Reporter
+from cliffstore.schema import ProbeDocument
+from cliffstore.store import receipts
+from cliffstore.store.catalog import Catalog
+from cliffstore.store.probes import write_probe
+from cliffstore.store.reader import StoreReader, compact_ranges
+from cliffstore.store.verify import VerifyReport, verify_store
+from cliffstore.store.writer import capture_specs
+
+
+class Store:
+    """A store to query and to build on.
+
+    Parameters
+    ----------
+    url : path or fsspec URL
+    storage_options : handed to fsspec (endpoint, credentials ...)
+    reporter : told of progress and notices; log lines on standard error by default
+
+    Raises
+    ------
+    StoreError
+        There is no store at `url`, or it has a newer format.
+    """
+
+    def __init__(
+        self, url: str, storage_options: Mapping[str, object] | None = None, reporter: Reporter | None = None
+    ) -> None:
+        self.reader = StoreReader(url, storage_options)
+        self._reporter = reporter or LineReporter()
+        self._catalog: Catalog | None = None
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the SQL connection, if one was opened."""
+        if self._catalog is not None:
+            self._catalog.close()
+        self._catalog = None
+
+    def refresh(self) -> None:
+        """Forget what was listed, so that the next query sees what was committed meanwhile."""
+        self.close()
+        self.reader = StoreReader(self.reader.url, self.reader.objects.storage_options)
+
+    @property
+    def catalog(self) -> Catalog:
+        """The SQL catalog, opened on first use."""
+        if self._catalog is None:
+            self._catalog = Catalog(self.reader)
+        return self._catalog
+
+    def sql(self, statement: str) -> duckdb.DuckDBPyRelation:
+        """Return a statement as a DuckDB relation: `.df()`, `.pl()`, `.arrow()`, `.fetchall()`, `.show()`."""
+        return self.catalog.connection.sql(statement)
+
+    def vectors(
+        self, site: str, layer: int, rows: npt.NDArray[np.int64], model: str | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Return the vectors of rows as float32 [N, d_model]. Raises `StoreError` where one is not extracted."""
+        return self.reader.vectors(site, layer, np.asarray(rows, dtype=np.int64), model)
+
+    def info(self) -> dict[str, object]:
+        """Return what the store holds, as plain values."""
+        manifest = self.reader.manifest
+        plans = [
+            {"plan": plan.plan, "sources": plan.sources, **plan.counts.model_dump()} for plan in self.reader.plans()
+        ]
+        captures = []
+        for capture in self.reader.captures():
+            specs = capture_specs(capture)
+            done = receipts.committed(self.reader.objects, capture.capture)
+            sites = sorted({spec.site for spec in specs})
+            captures.append(
+                {
+                    "capture": capture.capture,
+                    "model": capture.alias,
+                    "name": capture.model.name,
+                    "dtype": capture.dtype,
+                    "sites": {s: compact_ranges(sorted(spec.layer for spec in specs if spec.site == s)) for s in sites},
+                    "units_extracted": len(done),
+                    "bytes_per_row": sum(spec.bytes_per_row for spec in specs),
+                }
+            )
+        names = {
+            view: [row[0] for row in self.catalog.connection.execute(f"SELECT DISTINCT {column} FROM {view}").fetchall()]
+            for view, column in (("probes", "probe"), ("scores", "probe"), ("cliffs", "probe"), ("selections", "selection"))
+        }
+        return {
+            "store": self.reader.url,
+            "format_version": manifest.format_version,
+            "created": manifest.created,
+            "tokenizer": manifest.tokenizer.name,
+            "unit_rows": manifest.chunking.unit_rows,
+            "plans": plans,
+            "captures": captures,
+            **{view: sorted(found) for view, found in names.items()},
+        }
+
+    def verify(self) -> VerifyReport:
+        """Check everything that is committed against its digests."""
+        report = verify_store(self.reader, lambda total: self._reporter.begin("verify", total), self._reporter.advance)
+        self._reporter.end()
+        return report
+
+    def fit_probe(self, name: str, *, replace: bool = False, **settings: object) -> ProbeDocument:
+        """Fit a probe on every layer, choose one on validation, and keep it under `name`.
+
+        Parameters
+        ----------
+        replace : put it in the place of another probe of that name, whose scores and cliffs are removed
+        settings : fields of `ProbeSettings`
+
+        Raises
+        ------
+        ProbeError, StoreError, QueryError
+            The probe cannot be fitted as asked.
+        """
+        check_name(name, "probe")
+        document, weights = fit_probe(
+            self.catalog,
+            ProbeSettings(name=name, **settings),  # type: ignore[arg-type]
+            self._reporter.notice,
+        )
+        write_probe(self.reader.objects, document, weights, replace=replace)
+        self.refresh()
+        return document
+
+    def score(self, probe: str) -> ScoreReport:
+        """Score every extracted token that has no score of this probe yet."""
+        report = score_units(
+            self.reader, probe, lambda total: self._reporter.begin("score", total), self._reporter.advance
+        )
+        self._reporter.end()
+        if report.units_missing:
+            self._reporter.notice(f"{report.units_missing} units are not extracted yet and have no scores")
+        self.refresh()
+        return report
+
+    def cliff(self, probe: str) -> CliffReport:
+        """Rank examples by cliff; the result is the view `cliffs`."""
+        report = rank_cliffs(self.catalog, probe)
+        if report.without_thinking:
+            self._reporter.notice(f"{report.without_thinking} of {report.examples} examples have no thinking, hence no cliff")
+        self.refresh()
+        return report
+
+    def select(
+        self,
+        name: str,
+        *,
+        top: str,
+        probe: str | None = None,
+        strategy: str = "cliff",
+        where: str | None = None,
+        replace: bool = False,
+    ) -> SelectionReport:
+        """Choose training examples; the result is in the view `selections`. `probe` may be left out where one has cliffs."""
+        report = select_examples(
+            self.catalog,
+            name=check_name(name, "selection"),
+            probe=probe or self._only_ranked_probe(),
+            strategy=strategy,
+            top=top,
+            where=where,
+            replace=replace,
+        )
+        self.refresh()
+        return report
+
+    def export(
+        self,
+        selection: str,
+        output: str,
+        *,
+        format: str = "messages",
+        target_column: str = "response",
+        target_text: str | None = None,
+    ) -> ExportReport:
+        """Write a selection as a training set, with a dataset card beside it."""
+        report = export_selection(
+            self.catalog,
+            selection=selection,
+            output=output,
+            format=format,
+            target_column=target_column,
+            target_text=target_text,
+        )
+        if report.without_target:
+            self._reporter.notice(f"{report.without_target} selected examples have no {target_column} and are left out")
+        return report
+
+    def _only_ranked_probe(self) -> str:
+        ranked = [row[0] for row in self.catalog.connection.execute("SELECT DISTINCT probe FROM cliffs").fetchall()]
+        if len(ranked) != 1:
+            known = ", ".join(sorted(ranked)) or "none yet; run `cliffstore cliff`"
+            raise ProbeError(f"say which probe with --probe; probes with cliffs: {known}")
+        return str(ranked[0])
