@@ -67,4 +67,4 @@ def rank_cliffs(catalog: Catalog, probe: str) -> CliffReport:
 
 def cliff_table(catalog: Catalog, probe: str) -> pa.Table:
     """Return example, plateau, final, cliff, n_think, steepest_position of every scored example."""
-    return catalog.connection.execute(CLIFF_SQL, {"probe": probe}).to_arrow_table().cast(CLIFFS)
+    return catalog.arrow(CLIFF_SQL, {"probe": probe}).cast(CLIFFS)

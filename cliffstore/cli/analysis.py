@@ -14,7 +14,8 @@ Name = Annotated[str, typer.Option("--name", help="Name of the probe.")]
 
 TOP_CLIFFS = """
 SELECT c.cliff, c.plateau, c.final, c.n_think, e.id, e.label, e.prompt
-FROM cliffs c JOIN examples e USING (example) WHERE c.probe = $1 AND c.cliff IS NOT NULL
+FROM cliffs c JOIN examples e USING (example)
+WHERE c.probe = $1 AND c.cliff IS NOT NULL AND ($3 IS NULL OR e.label = $3)
 ORDER BY c.cliff DESC, e.id LIMIT $2
 """
 
@@ -125,7 +126,7 @@ def cliff(
 
     with Store(store, reporter=choose_reporter()) as opened:
         report = opened.cliff(probe)
-        table = opened.catalog.arrow(TOP_CLIFFS, [probe, top])
+        table = opened.catalog.arrow(TOP_CLIFFS, [probe, top, None])
     if json:
         print_json({**asdict(report), "top": table.to_pylist()})
         return

@@ -40,8 +40,8 @@ def demo(
         print_json(asdict(report))
         return
     with Store(report.store) as store:
-        top = store.catalog.arrow(TOP_CLIFFS, [PROBE, 5])
-    print("\nThe largest cliffs (logits):\n")
+        top = store.catalog.arrow(TOP_CLIFFS, [PROBE, 5, "1"])
+    print("\nThe largest cliffs among the requests to decline (scores are logits):\n")
     print_table(top.column_names, [list(row.values()) for row in top.to_pylist()])
     print("\nMean score by distance from the last token before the answer:\n")
     print(draw(report.curves))
@@ -60,12 +60,16 @@ def demo(
 
 def draw(curves: Sequence[Curve]) -> str:
     """Return the curves as a plot of characters."""
-    import plotext
+    import plotille
 
-    plotext.clear_figure()
-    plotext.theme("clear")
-    plotext.plotsize(90, 18)
-    for curve, marker in zip(curves, ("x", "o", "+", "*"), strict=False):
-        plotext.plot(curve.to_decision, curve.score, label=_NAMES.get(curve.label, curve.label), marker=marker)
-    plotext.xlabel("to_decision (tokens)")
-    return str(plotext.build())
+    figure = plotille.Figure()
+    figure.width, figure.height = 72, 14
+    figure.color_mode = "names"
+    figure.with_colors = False
+    figure.origin = False
+    figure.x_label, figure.y_label = "to_decision", "score"
+    figure.register_label_formatter(float, lambda value, chars, delta, left: f"{value:{'<' if left else '>'}{chars}.1f}")
+    for curve, marker in zip(curves, ("·", "#", "+", "*"), strict=False):
+        name = _NAMES.get(curve.label, curve.label)
+        figure.plot(curve.to_decision, curve.score, label=name, marker=marker)
+    return str(figure.show(legend=True))

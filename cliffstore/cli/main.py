@@ -11,8 +11,8 @@ import sys
 from collections.abc import Sequence
 from typing import Annotated
 
-import click
 import typer
+from typer.exceptions import TyperException
 
 from cliffstore import __version__
 from cliffstore.cli import analysis, demo, extraction, inspection, publication, query
@@ -54,14 +54,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CliffstoreError as error:
         _say(str(error))
         return error.exit_code
-    except click.exceptions.Exit as stop:
+    except typer.Exit as stop:
         return stop.exit_code
-    except click.ClickException as error:
-        _say(error.format_message())
-        return 2
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         _say("interrupted")
         return 130
+    except TyperException as error:
+        _say(getattr(error, "format_message", lambda: str(error))())
+        return 2
     finally:
         signal.signal(signal.SIGTERM, previous)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from cliffstore.errors import ModelError
@@ -21,7 +24,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "cliffstore"
 
 
-def converted(gguf: Path) -> Path:
+def converted(gguf: Path, notice: Callable[[str], None]) -> Path:
     """Return the folder with the file's model and tokenizer in bfloat16 safetensors, made if it is not there yet.
 
     The folder's name carries the content's digest, and it appears only when complete, so an interrupted or
@@ -33,6 +36,7 @@ def converted(gguf: Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=".converting-", dir=target.parent))
     try:
+        notice(f"unpacking {gguf.name} into {target}, once")
         _convert(gguf, staging)
         if not target.exists():
             os.replace(staging, target)
@@ -53,13 +57,15 @@ def _convert(gguf: Path, folder: Path) -> None:
     # Newer transformers keep GGUF weights packed unless told otherwise; packed weights cannot be saved.
     unpack = {"quantization_config": transformers.GgufConfig(dequantize=True)} if hasattr(transformers, "GgufConfig") else {}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(**where)
-        model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.bfloat16, **unpack)
+        with contextlib.redirect_stderr(io.StringIO()):  # progress bars, one a tensor
+            tokenizer = AutoTokenizer.from_pretrained(**where)
+            model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.bfloat16, **unpack)
     except (OSError, ValueError, ImportError) as error:
         raise ModelError(f"model {gguf}: the GGUF file does not load: {str(error).splitlines()[0][:300]}") from None
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    model.save_pretrained(folder)
+    with contextlib.redirect_stderr(io.StringIO()):
+        model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 

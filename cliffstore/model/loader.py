@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,15 +44,19 @@ class ModelSource:
     dtype: str
 
 
-def find_model(name: str, revision: str | None = None) -> ModelSource:
+def find_model(name: str, revision: str | None, notice: Callable[[str], None]) -> ModelSource:
     """Look a model up and read its configuration; no weights are loaded.
+
+    Parameters
+    ----------
+    notice : told where a GGUF file is unpacked, which takes a while the first time
 
     Raises
     ------
     ModelError
         There is no such model, or it is none that transformers knows.
     """
-    location = _location(name)
+    location = _location(name, notice)
     config = _read_config(name, location, revision)
     text = config.get_text_config()
     commit = getattr(config, "_commit_hash", None)
@@ -120,12 +125,12 @@ def choose_device(device: str) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _location(name: str) -> str:
+def _location(name: str, notice: Callable[[str], None]) -> str:
     path = Path(name).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ModelError(f"model {name}: no such file")
-        return str(converted(path))
+        return str(converted(path, notice))
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ModelError(f"model {name}: the folder has no config.json; give the folder that save_pretrained wrote")

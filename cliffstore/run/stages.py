@@ -88,7 +88,7 @@ def extract(
 
 def run_extraction(config: ExtractConfig, reporter: Reporter) -> ExtractReport:
     """Run `cliffstore extract`. See `extract` for errors."""
-    source = find_model(config.model, config.revision)
+    source = find_model(config.model, config.revision, reporter.notice)
     layers = parse_layers(config.layers, source.identity.n_layers)
     arrays = arrays_of(source.identity, config.sites, layers)
     capture = _new_capture(config, source, arrays)

@@ -102,7 +102,7 @@ class Catalog:
         """Close the connection."""
         self.connection.close()
 
-    def arrow(self, statement: str, parameters: Sequence[object] | None = None) -> pa.Table:
+    def arrow(self, statement: str, parameters: Sequence[object] | dict[str, object] | None = None) -> pa.Table:
         """Run one statement and return its result.
 
         Raises
@@ -111,7 +111,8 @@ class Catalog:
             The statement is malformed, or names what the store does not hold.
         """
         try:
-            return self.connection.execute(statement, parameters).to_arrow_table()
+            relation = self.connection.sql(statement, params=parameters)
+            return relation.to_arrow_table() if relation is not None else pa.table({})
         except duckdb.Error as error:
             raise QueryError(_one_line(error)) from None
         except CliffstoreError as error:

@@ -22,8 +22,6 @@ TEXT = st.text(
 ) | st.sampled_from(
     ["user", "assistant", "s", "\n", "<|im_end|>", "<think>", "</think>", "<|im_start|>user\n"]
 )
-UNKNOWN_BYTES = frozenset("\x04\x06\x13\x14\x16\x1d")
-"""Characters that the vocabulary of SmolLM2 lacks: it drops them, and offsets are off within their word."""
 ORDER = [Segment.THINK_OPEN, Segment.THINK, Segment.THINK_CLOSE, Segment.RESPONSE, Segment.END]
 
 
@@ -61,11 +59,12 @@ def test_segments_follow_the_layout(
         text += renderer.markers.open + thinking + renderer.markers.close
     if example.row.response is not None:
         text += example.row.response + "<|im_end|>\n"
-    # Not by decoding: this vocabulary lacks some bytes, and drops them.
     whole = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     assert example.token_ids.tolist() == whole["input_ids"]
     covered = {place for start, end in whole["offset_mapping"] for place in range(start, end)}
-    assert covered == set(range(len(text))) or UNKNOWN_BYTES & set(text)
+    # SmolLM2's vocabulary lacks some bytes: it drops them, and offsets are then off within their word.
+    if tokenizer.decode(whole["input_ids"]) == text:
+        assert covered == set(range(len(text)))
 
     found = [SEGMENTS[code] for code in example.segments.tolist()]
     last_header = max(i for i, segment in enumerate(found) if segment is Segment.HEADER)
