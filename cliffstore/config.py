@@ -17,7 +17,8 @@ def check_name(name: str, what: str) -> str:
     """Return `name` if it can stand in a key of the store, else raise `ConfigError`."""
     if not NAME_PATTERN.fullmatch(name):
         raise ConfigError(
-            f"{what} {name!r} is not a name: use up to 64 letters, digits, '.', '_' or '-', beginning with a letter or digit"
+            f"{what} {name!r} is not a name: use up to 64 letters, digits, '.', '_' or '-', "
+            "beginning with a letter or digit"
         )
     return name
 

@@ -59,7 +59,9 @@ def rank_cliffs(catalog: Catalog, probe: str) -> CliffReport:
     document, _ = read_probe(catalog.reader.objects, probe)
     table = cliff_table(catalog, probe)
     if not table.num_rows:
-        raise ProbeError(f"probe {probe!r} has no scores yet: run `cliffstore score {catalog.reader.url} --probe {probe}`")
+        raise ProbeError(
+            f"probe {probe!r} has no scores yet: run `cliffstore score {catalog.reader.url} --probe {probe}`"
+        )
     provenance = {"capture": document.capture, "probe": probe, "probe_digest": document.digest}
     tables.write(catalog.reader.objects, layout.cliffs_table(probe), table, provenance)
     return CliffReport(probe, table.num_rows, table["cliff"].null_count)

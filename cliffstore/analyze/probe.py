@@ -8,12 +8,12 @@ fitting or in choosing the layer.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss, roc_auc_score
+from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
 from cliffstore import __version__
@@ -77,8 +77,9 @@ def fit_probe(catalog: Catalog, settings: ProbeSettings, notice: Notice) -> tupl
     for layer in layers:
         vectors_ND = reader.vectors(settings.site, layer, labels.rows_N, alias)
         weights = fit_logistic(vectors_ND[split.train], labels.y_N[split.train], settings.c)
-        test_scores = weights.scores(reader.vectors(settings.site, layer, test.rows_N, alias)) if test else None
-        fits.append((_metrics(layer, weights.scores(vectors_ND), labels.y_N, split, test, test_scores), weights))
+        held_out = (vectors_ND[split.validation], labels.y_N[split.validation])
+        unseen = (reader.vectors(settings.site, layer, test.rows_N, alias), test.y_N) if test else None
+        fits.append((_metrics(layer, weights, held_out, unseen), weights))
     best, weights = max(fits, key=lambda fit: (fit[0].auroc, -fit[0].log_loss, -fit[0].layer))
     capture, _ = reader.find_array(settings.site, best.layer, alias)
     vectors_ND = reader.vectors(settings.site, best.layer, labels.rows_N, alias)
@@ -194,9 +195,7 @@ def _select(catalog: Catalog, settings: ProbeSettings, where: str | None):  # ty
     )
 
 
-def _extracted(
-    reader: StoreReader, settings: ProbeSettings, rows_N: npt.NDArray[np.int64]
-) -> npt.NDArray[np.bool_]:
+def _extracted(reader: StoreReader, settings: ProbeSettings, rows_N: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
     alias = settings.model or reader.default_alias()
     layer = captured_layers(reader, settings.site, alias, settings.layers)[0]
     capture, _ = reader.find_array(settings.site, layer, alias)
@@ -231,8 +230,6 @@ def _test_rows(
 ) -> LabelledRows | None:
     if settings.test_where is None:
         return None
-    from dataclasses import replace
-
     test, _ = _read_labels(catalog, replace(settings, positive=positive), settings.test_where, notice)
     known = set(labels.prompts)
     unseen = np.array([prompt not in known for prompt in test.prompts], dtype=bool)
@@ -246,19 +243,18 @@ def _test_rows(
 
 def _metrics(
     layer: int,
-    scores_N: npt.NDArray[np.float32],
-    y_N: npt.NDArray[np.int64],
-    split: Split,
-    test: LabelledRows | None,
-    test_scores: npt.NDArray[np.float32] | None,
+    weights: ProbeWeights,
+    validation: tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]],
+    test: tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]] | None,
 ) -> LayerMetrics:
-    validation, truth = scores_N[split.validation].astype(np.float64), y_N[split.validation]
-    tested = test is not None and test_scores is not None
+    """Measure a probe on vectors [N, D] and labels [N] that it was not fitted on."""
+    scores_N, y_N = weights.scores(validation[0]).astype(np.float64), validation[1]
+    tested = (weights.scores(test[0]), test[1]) if test else None
     return LayerMetrics(
         layer=layer,
-        auroc=float(roc_auc_score(truth, validation)),
-        accuracy=float(np.mean((validation > 0) == truth)),
-        log_loss=float(log_loss(truth, 1 / (1 + np.exp(-np.clip(validation, -500, 500))), labels=[0, 1])),
-        test_auroc=float(roc_auc_score(test.y_N, test_scores)) if tested else None,
-        test_accuracy=float(np.mean((test_scores > 0) == test.y_N)) if tested else None,
+        auroc=float(roc_auc_score(y_N, scores_N)),
+        accuracy=float(np.mean((scores_N > 0) == y_N)),
+        log_loss=float(np.mean(np.logaddexp(0, np.where(y_N == 1, -scores_N, scores_N)))),
+        test_auroc=float(roc_auc_score(tested[1], tested[0])) if tested else None,
+        test_accuracy=float(np.mean((tested[0] > 0) == tested[1])) if tested else None,
     )

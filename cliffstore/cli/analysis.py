@@ -35,7 +35,9 @@ def fit(
     store: StoreUrl,
     name: Name,
     label: Annotated[str, typer.Option(help="Column of examples, or SQL expression.")] = "label",
-    positive: Annotated[str | None, typer.Option(help="Value of the positive class; needed unless 0/1 or true/false.")] = None,
+    positive: Annotated[
+        str | None, typer.Option(help="Value of the positive class; needed unless 0/1 or true/false.")
+    ] = None,
     site: Annotated[str, typer.Option(help="Site to read.")] = "resid_post",
     layers: Annotated[str, typer.Option(help="all, 0-29, or 8,16.")] = "all",
     model: Annotated[str | None, typer.Option(help="Model alias, where the store has several.")] = None,
@@ -67,7 +69,9 @@ def fit(
         print_json(document.model_dump(mode="json"))
         return
     chosen = next(metrics for metrics in document.layers if metrics.layer == document.layer)
-    test = "" if chosen.test_auroc is None else f"; unseen test AUROC {chosen.test_auroc:.4f} ({document.n_test} examples)"
+    test = (
+        "" if chosen.test_auroc is None else f"; unseen test AUROC {chosen.test_auroc:.4f} ({document.n_test} examples)"
+    )
     print(
         f"probe {document.name}: {document.site} layer {document.layer} of {len(document.layers)} layers tried, "
         f"validation AUROC {chosen.auroc:.4f} ({document.n_train} train, {document.n_validation} validation){test}; "
@@ -112,7 +116,10 @@ def score(store: StoreUrl, probe: Probe, json: Json = False) -> None:
     if json:
         print_json(asdict(report))
     else:
-        print(f"probe {probe}: {report.tokens:,} tokens of {report.units} units scored, {report.units_done_before} units had scores")
+        print(
+            f"probe {probe}: {report.tokens:,} tokens of {report.units} units scored now, "
+            f"{report.units_done_before} units had scores"
+        )
 
 
 def cliff(

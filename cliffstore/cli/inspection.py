@@ -12,7 +12,9 @@ from cliffstore.cli.output import Json, StoreUrl, print_json, print_lines, print
 def add_to(app: typer.Typer) -> None:
     """Add the commands."""
     app.command(name="info", help="Show what a store holds.")(info)
-    app.command(name="verify", help="Check every vector and table against its digest; exit 1 if anything is wrong.")(verify)
+    app.command(name="verify", help="Check every vector and table against its digest; exit 1 if anything is wrong.")(
+        verify
+    )
 
 
 def info(store: StoreUrl, json: Json = False) -> None:
@@ -24,7 +26,9 @@ def info(store: StoreUrl, json: Json = False) -> None:
         print_json(found)
         return
     plans, captures = found.pop("plans"), found.pop("captures")
-    print_lines({name: ", ".join(value) or "none" if isinstance(value, list) else value for name, value in found.items()})
+    print_lines(
+        {name: ", ".join(value) or "none" if isinstance(value, list) else value for name, value in found.items()}
+    )
     for rows in (plans, captures):
         if isinstance(rows, list) and rows:
             print()

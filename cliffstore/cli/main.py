@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say("interrupted")
         return 130
     except TyperException as error:
-        _say(getattr(error, "format_message", lambda: str(error))())
+        _say(error.format_message())
         return 2
     finally:
         signal.signal(signal.SIGTERM, previous)

@@ -54,9 +54,7 @@ def export(
     from cliffstore.run.store import Store
 
     with Store(store, reporter=choose_reporter()) as opened:
-        report = opened.export(
-            selection, output, format=format, target_column=target_column, target_text=target_text
-        )
+        report = opened.export(selection, output, format=format, target_column=target_column, target_text=target_text)
     if json:
         print_json(asdict(report))
         return

@@ -142,9 +142,7 @@ def _reader_of(path: str) -> Callable[[str, bytes, frozenset[str]], RawFile] | N
 
 
 def _known() -> str:
-    return (
-        ", ".join(_READERS) + f" (all but .parquet also with {', '.join(COMPRESSIONS)}) and datasets folders"
-    )
+    return ", ".join(_READERS) + f" (all but .parquet also with {', '.join(COMPRESSIONS)}) and datasets folders"
 
 
 def _read_json_lines(name: str, content: bytes, _: frozenset[str]) -> RawFile:
@@ -235,8 +233,7 @@ def _read_dataset(fs: _FileSystem, path: str, options: Mapping[str, object]) -> 
     if not isinstance(loaded, DatasetDict):
         return _table_file(name, loaded.with_format("arrow")[:], name, first=1)
     parts = [
-        _table_file(f"{name}/{split}", part.with_format("arrow")[:], name, first=1)
-        for split, part in loaded.items()
+        _table_file(f"{name}/{split}", part.with_format("arrow")[:], name, first=1) for split, part in loaded.items()
     ]
     columns = dict.fromkeys(column for part in parts for column in part.columns)
     notice = f"{name} has the splits {', '.join(loaded)}: all are read, in this order"

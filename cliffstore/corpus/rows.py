@@ -47,9 +47,7 @@ class Conversation:
         return self.turns[-1].content
 
 
-def parse_conversation(
-    known: Mapping[str, object], location: str
-) -> tuple[Conversation, tuple[Message, ...]]:
+def parse_conversation(known: Mapping[str, object], location: str) -> tuple[Conversation, tuple[Message, ...]]:
     """Read the prompt or the messages of a row, with its system message, thinking and response.
 
     Returns
@@ -80,9 +78,7 @@ def parse_conversation(
     return found, given
 
 
-def _from_messages(
-    given: tuple[Message, ...], thinking: str | None, columns: Mapping[str, str | None]
-) -> Conversation:
+def _from_messages(given: tuple[Message, ...], thinking: str | None, columns: Mapping[str, str | None]) -> Conversation:
     turns, response = given, None
     if turns[-1].role == "assistant":
         turns, response = turns[:-1], turns[-1].content or None

@@ -177,9 +177,7 @@ def _draft(raw: RawRow, columns: Mapping[str, str]) -> _Draft:
     except BadRowError as error:
         reason, detail = error.reason, error.detail
     has_own_id = own_id is not None
-    return _Draft(
-        raw, known, extra, own_id or content, has_own_id, source, label, conversation, reason, detail
-    )
+    return _Draft(raw, known, extra, own_id or content, has_own_id, source, label, conversation, reason, detail)
 
 
 def _known_columns(mapping: Mapping[str, str]) -> dict[str, str]:
@@ -225,16 +223,12 @@ def _ids(drafts: Sequence[_Draft]) -> list[str]:
     for id_, draft in zip(ids, drafts, strict=True):
         if id_ in first:
             places = f"{first[id_]} and {draft.raw.location}"
-            raise CorpusError(
-                f"the id {id_!r} is there twice, at {places}; make ids unique or leave them out"
-            )
+            raise CorpusError(f"the id {id_!r} is there twice, at {places}; make ids unique or leave them out")
         first[id_] = draft.raw.location
     return ids
 
 
-def _corpus_row(
-    draft: _Draft, conversation: Conversation, id_: str, extra: Mapping[str, object]
-) -> CorpusRow:
+def _corpus_row(draft: _Draft, conversation: Conversation, id_: str, extra: Mapping[str, object]) -> CorpusRow:
     return CorpusRow(
         id=id_,
         prompt=conversation.prompt,

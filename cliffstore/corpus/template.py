@@ -137,9 +137,7 @@ class Renderer:
             thinking = None
         return replace(row, thinking=thinking, response=response or None), was_split
 
-    def _with_answer(
-        self, prompt: RenderedPrompt, opened: int | None, row: CorpusRow
-    ) -> tuple[str, list[Region], int]:
+    def _with_answer(self, prompt: RenderedPrompt, opened: int | None, row: CorpusRow) -> tuple[str, list[Region], int]:
         """Append thinking and response; also give the character where the answer starts, or would start."""
         pieces: list[tuple[str, Segment]] = []
         regions = list(prompt.regions)
@@ -171,9 +169,7 @@ class Renderer:
         core = self.markers.open.rstrip()
         return self.markers.open[len(core) :] if prompt.text.endswith(core) else ""
 
-    def _tokenize(
-        self, text: str
-    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    def _tokenize(self, text: str) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Tokenise the text as it is: ids [T], character ends [T], last characters [T]."""
         encoding = self._tokenizer(
             text,

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -111,9 +112,7 @@ class UnitWorker:
             attempt=attempt,
             worker=self.name,
         )
-        return commit_unit(
-            self._reader.objects, self._reader.arrays, self._spec.capture, facts, blocks, seconds
-        )
+        return commit_unit(self._reader.objects, self._reader.arrays, self._spec.capture, facts, blocks, seconds)
 
     def _read_examples(self, unit: int) -> list[UnitExample]:
         key = layout.tokens_table(self._spec.plan, unit)
@@ -177,6 +176,5 @@ def split_examples(tokens: pa.Table) -> list[UnitExample]:
     rows = tokens["row"].to_numpy().astype(np.int64)
     starts = np.concatenate([[0], np.flatnonzero(np.diff(ordinals)) + 1, [len(ordinals)]])
     return [
-        UnitExample(int(ordinals[first]), token_ids[first:last], rows[first:last])
-        for first, last in zip(starts[:-1], starts[1:], strict=True)
+        UnitExample(int(ordinals[first]), token_ids[first:last], rows[first:last]) for first, last in pairwise(starts)
     ]

@@ -36,7 +36,9 @@ class SiteCapture:
         for array in arrays:
             module = sites.final_norm if array.site == FINAL_NORM else sites.blocks[array.layer]
             if module is None:
-                raise ModelError(f"model {type(model).__name__}: its final norm was not found, so there is no final_norm")
+                raise ModelError(
+                    f"model {type(model).__name__}: its final norm was not found, so there is no final_norm"
+                )
             self._modules[f"{array.site}/{array.layer}"] = module
         sites.keep_blocks(max(array.layer for array in arrays) + 1)
 

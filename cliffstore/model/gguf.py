@@ -55,7 +55,9 @@ def _convert(gguf: Path, folder: Path) -> None:
     logging.disable_progress_bar()
     where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     # Newer transformers keep GGUF weights packed unless told otherwise; packed weights cannot be saved.
-    unpack = {"quantization_config": transformers.GgufConfig(dequantize=True)} if hasattr(transformers, "GgufConfig") else {}
+    unpack = (
+        {"quantization_config": transformers.GgufConfig(dequantize=True)} if hasattr(transformers, "GgufConfig") else {}
+    )
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # progress bars, one a tensor
             tokenizer = AutoTokenizer.from_pretrained(**where)

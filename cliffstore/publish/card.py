@@ -32,7 +32,9 @@ def dataset_card(facts: CardFacts) -> str:
     chosen = next(metrics for metrics in facts.probe.layers if metrics.layer == facts.probe.layer)
     test = "not measured" if chosen.test_auroc is None else f"{chosen.test_auroc:.4f} on {facts.probe.n_test} examples"
     columns = "\n".join(f"| `{field.name}` | {field.type} |" for field in TRAINING_SET)
-    left_out = f"{facts.without_target} selected examples had no target and are left out." if facts.without_target else ""
+    left_out = (
+        f"{facts.without_target} selected examples had no target and are left out." if facts.without_target else ""
+    )
     return f"""---
 configs:
 - config_name: default

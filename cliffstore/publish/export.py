@@ -25,7 +25,8 @@ FORMATS = ("messages",)
 
 _SELECTED_SQL = """
 SELECT s.rank, s.strategy, s.value, s.selection, s.probe, c.plateau, c.final, c.cliff,
-       e.example, e.id, e.system, e.prompt, e.thinking, e.label, e.source, e.digest, u.plan, CAST({target} AS VARCHAR) AS target
+       e.example, e.id, e.system, e.prompt, e.thinking, e.label, e.source, e.digest, u.plan,
+       CAST({target} AS VARCHAR) AS target
        {conversation}
 FROM selections s JOIN examples e USING (example) JOIN (SELECT DISTINCT unit, plan FROM units) u USING (unit)
 JOIN cliffs c ON c.example = s.example AND c.probe = s.probe
@@ -71,7 +72,9 @@ def export_selection(
         raise SelectionError(f"format {format!r} is not known: choose from {', '.join(FORMATS)}")
     known = catalog.arrow("SELECT DISTINCT selection FROM selections ORDER BY 1")["selection"].to_pylist()
     if selection not in known:
-        raise SelectionError(f"store {catalog.reader.url} has no selection {selection!r}; it has: {', '.join(known) or 'none'}")
+        raise SelectionError(
+            f"store {catalog.reader.url} has no selection {selection!r}; it has: {', '.join(known) or 'none'}"
+        )
     selected = _selected(catalog, selection, target_column, target_text)
     rows = [row for row in selected if row["target"]]
     if not rows:
@@ -147,9 +150,7 @@ def _conversation(row: Mapping[str, object]) -> list[dict[str, str]]:
     return [*system, {"role": "user", "content": str(row["prompt"])}]
 
 
-def _selected(
-    catalog: Catalog, selection: str, target_column: str, target_text: str | None
-) -> list[dict[str, object]]:
+def _selected(catalog: Catalog, selection: str, target_column: str, target_text: str | None) -> list[dict[str, object]]:
     columns = catalog.arrow("SELECT * FROM examples LIMIT 0").column_names
     if target_text is None and target_column not in columns:
         raise SelectionError(f"examples have no column {target_column!r}; there are: {', '.join(columns)}")

@@ -87,9 +87,7 @@ def select_examples(
         raise SelectionError(f"selection {name!r} is there already: choose another --name, or pass --replace")
     reader.objects.put(key, content)
     lowest = float(chosen["value"][n_chosen - 1].as_py())
-    return SelectionReport(
-        name, strategy, probe, candidates, ranked.num_rows - candidates, n_chosen, lowest
-    )
+    return SelectionReport(name, strategy, probe, candidates, ranked.num_rows - candidates, n_chosen, lowest)
 
 
 def check_top(top: str) -> tuple[float, bool]:

@@ -101,7 +101,8 @@ def run_demo(
     per_row = report.tokens / report.rows
     say(
         f"extract  {report.examples} examples, {report.tokens:,} tokens stored as {report.rows:,} rows "
-        f"({per_row:.1f} tokens a row: equal prefixes are stored once), {report.units_done_now} of {report.units} units computed now"
+        f"({per_row:.1f} tokens a row: equal prefixes are stored once), "
+        f"{report.units_done_now} of {report.units} units computed now"
     )
     with Store(store_path, reporter=reporter) as store:
         # The demo's own probe is always the one that belongs to its own store.

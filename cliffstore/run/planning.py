@@ -95,7 +95,8 @@ def check_tokenizer(url: str, manifest: Manifest, identity: TokenizerIdentity) -
     if held.template_digest != identity.template_digest:
         raise StoreError(
             f"store {url} was made with another chat template, thinking markers or template date "
-            f"(markers {held.think_open!r} {held.think_close!r}, date {held.template_date}): give the same, or another --store"
+            f"(markers {held.think_open!r} {held.think_close!r}, date {held.template_date}): "
+            "give the same, or another --store"
         )
 
 

@@ -107,8 +107,15 @@ class Store:
                 }
             )
         names = {
-            view: [row[0] for row in self.catalog.connection.execute(f"SELECT DISTINCT {column} FROM {view}").fetchall()]
-            for view, column in (("probes", "probe"), ("scores", "probe"), ("cliffs", "probe"), ("selections", "selection"))
+            view: [
+                row[0] for row in self.catalog.connection.execute(f"SELECT DISTINCT {column} FROM {view}").fetchall()
+            ]
+            for view, column in (
+                ("probes", "probe"),
+                ("scores", "probe"),
+                ("cliffs", "probe"),
+                ("selections", "selection"),
+            )
         }
         return {
             "store": self.reader.url,
@@ -165,7 +172,9 @@ class Store:
         """Rank examples by cliff; the result is the view `cliffs`."""
         report = rank_cliffs(self.catalog, probe)
         if report.without_thinking:
-            self._reporter.notice(f"{report.without_thinking} of {report.examples} examples have no thinking, hence no cliff")
+            self._reporter.notice(
+                f"{report.without_thinking} of {report.examples} examples have no thinking, hence no cliff"
+            )
         self.refresh()
         return report
 
@@ -179,7 +188,7 @@ class Store:
         where: str | None = None,
         replace: bool = False,
     ) -> SelectionReport:
-        """Choose training examples; the result is in the view `selections`. `probe` may be left out where one has cliffs."""
+        """Choose training examples, into the view `selections`. `probe` may be left out where only one has cliffs."""
         report = select_examples(
             self.catalog,
             name=check_name(name, "selection"),

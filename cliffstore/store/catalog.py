@@ -126,9 +126,7 @@ class Catalog:
         self._view("examples", tables.dataset(objects, example_keys, _joint_schema(self.reader, example_keys)))
         self._view("tokens", tables.dataset(objects, [key for key in plan_keys if "/tokens/" in key], TOKENS))
         self._view("skipped", tables.dataset(objects, [layout.skipped_table(plan) for plan in plans], SKIPPED))
-        self.connection.register(
-            "_units", tables.dataset(objects, [layout.units_table(plan) for plan in plans], UNITS)
-        )
+        self.connection.register("_units", tables.dataset(objects, [layout.units_table(plan) for plan in plans], UNITS))
         self.connection.register("_receipts", _receipts_table(reader))
         self.connection.execute(
             "CREATE VIEW units AS SELECT u.* EXCLUDE (examples_digest, tokens_digest), r.capture, r.model, "
@@ -154,7 +152,7 @@ class Catalog:
 
     def _named_view(self, view: str, column: str, keys: dict[str, list[str]], schema: pa.Schema) -> None:
         """Join several sets of files into one view, each under its name in a first column."""
-        parts = {**keys, "": []} if not keys else keys
+        parts = keys or {"": []}
         selects = []
         for number, (name, names) in enumerate(sorted(parts.items())):
             self.connection.register(f"_{view}_{number}", tables.dataset(self.reader.objects, names, schema))

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from typing import TypeAlias
 
 import duckdb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from duckdb.func import FunctionNullHandling, PythonUDFType
 
 from cliffstore.records import FINAL_NORM
 from cliffstore.schema import ProbeDocument
@@ -21,7 +23,8 @@ from cliffstore.store.probes import ProbeWeights, read_probe
 from cliffstore.store.reader import StoreReader
 from cliffstore.store.writer import capture_specs
 
-Array = pa.Array | pa.ChunkedArray
+Column: TypeAlias = "pa.Array | pa.ChunkedArray"
+Names: TypeAlias = npt.NDArray[np.object_]
 
 
 def register_functions(connection: duckdb.DuckDBPyConnection, reader: StoreReader) -> None:
@@ -32,7 +35,9 @@ def register_functions(connection: duckdb.DuckDBPyConnection, reader: StoreReade
             widths[spec.site] = int(np.prod(spec.row_shape))
     model = reader.default_alias().replace("'", "''")
     for site, width in widths.items():
-        _create(connection, f"_{site}", _gather(reader, site, width), ["BIGINT", "INTEGER", "VARCHAR"], f"FLOAT[{width}]")
+        _create(
+            connection, f"_{site}", _gather(reader, site, width), ["BIGINT", "INTEGER", "VARCHAR"], f"FLOAT[{width}]"
+        )
         last = _only_layer(reader, site)
         short = f"(row_number) AS _{site}(row_number, {last}, '{model}'), " if last is not None else ""
         connection.execute(
@@ -49,7 +54,9 @@ def register_functions(connection: duckdb.DuckDBPyConnection, reader: StoreReade
 def _create(
     connection: duckdb.DuckDBPyConnection, name: str, function: Callable[..., pa.Array], takes: list[str], gives: str
 ) -> None:
-    connection.create_function(name, function, takes, gives, type="arrow", null_handling="special")
+    connection.create_function(
+        name, function, takes, gives, type=PythonUDFType.ARROW, null_handling=FunctionNullHandling.SPECIAL
+    )
 
 
 def _only_layer(reader: StoreReader, site: str) -> int | None:
@@ -57,11 +64,11 @@ def _only_layer(reader: StoreReader, site: str) -> int | None:
     return layers.pop() if site == FINAL_NORM and len(layers) == 1 else None
 
 
-def _gather(reader: StoreReader, site: str, width: int) -> Callable[[Array, Array, Array], pa.Array]:
-    def gather(row: Array, layer: Array, model: Array) -> pa.Array:
+def _gather(reader: StoreReader, site: str, width: int) -> Callable[[Column, Column, Column], pa.Array]:
+    def gather(row: Column, layer: Column, model: Column) -> pa.Array:
         rows_N, given_N = _integers(row)
         layers_N, layer_given_N = _integers(layer)
-        models_N = np.array(model.to_pylist(), dtype=object)
+        models_N: Names = np.array(model.to_pylist(), dtype=np.object_)
         vectors_ND = np.zeros((len(rows_N), width), dtype=np.float32)
         filled_N = np.zeros(len(rows_N), dtype=bool)
         asked_N = given_N & layer_given_N & (models_N != None)  # noqa: E711  # elementwise
@@ -75,14 +82,14 @@ def _gather(reader: StoreReader, site: str, width: int) -> Callable[[Array, Arra
     return gather
 
 
-def _score(reader: StoreReader) -> Callable[[Array, Array], pa.Array]:
+def _score(reader: StoreReader) -> Callable[[Column, Column], pa.Array]:
     @cache
     def probe_of(name: str) -> tuple[ProbeDocument, ProbeWeights]:
         return read_probe(reader.objects, name)
 
-    def score(probe: Array, row: Array) -> pa.Array:
+    def score(probe: Column, row: Column) -> pa.Array:
         rows_N, given_N = _integers(row)
-        names_N = np.array(probe.to_pylist(), dtype=object)
+        names_N: Names = np.array(probe.to_pylist(), dtype=np.object_)
         scores_N = np.zeros(len(rows_N), dtype=np.float32)
         filled_N = np.zeros(len(rows_N), dtype=bool)
         for name in {*names_N} - {None}:
@@ -96,12 +103,12 @@ def _score(reader: StoreReader) -> Callable[[Array, Array], pa.Array]:
     return score
 
 
-def _probe_weight(reader: StoreReader, width: int) -> Callable[[Array], pa.Array]:
+def _probe_weight(reader: StoreReader, width: int) -> Callable[[Column], pa.Array]:
     @cache
     def weights_of(name: str) -> list[float]:
         return [float(weight) for weight in read_probe(reader.objects, name)[1].w_D]
 
-    def probe_weight(probe: Array) -> pa.Array:
+    def probe_weight(probe: Column) -> pa.Array:
         values = [None if name is None else weights_of(name) for name in probe.to_pylist()]
         return pa.array(values, type=pa.list_(pa.float32(), width))
 
@@ -118,7 +125,7 @@ def _vectors(
     return extracted, found.reshape(len(found), -1)
 
 
-def _integers(column: Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+def _integers(column: Column) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
     """Return values (0 for null) and which are not null."""
     whole = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     given = whole.is_valid().to_numpy(zero_copy_only=False)

@@ -48,7 +48,9 @@ def read_probe(objects: ObjectStore, name: str) -> tuple[ProbeDocument, ProbeWei
     try:
         document = ProbeDocument.model_validate_json(objects.get(layout.probe_document(name)))
     except FileNotFoundError:
-        known = ", ".join(probe.name for probe in list_probes(objects)) or "none yet; fit one with `cliffstore probe fit`"
+        known = (
+            ", ".join(probe.name for probe in list_probes(objects)) or "none yet; fit one with `cliffstore probe fit`"
+        )
         raise ProbeError(f"store {objects.url} has no probe {name!r}; it has: {known}") from None
     stored = load(objects.get(layout.probe_weights(name)))
     return document, ProbeWeights(stored["w"], float(stored["b"][0]))

@@ -17,9 +17,7 @@ from cliffstore.records import SEGMENTS, CorpusRow, Message, RenderedExample, Se
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-TEXT = st.text(
-    st.characters(codec="utf-8", exclude_characters="\ue000\ue001"), max_size=30
-) | st.sampled_from(
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\ue000\ue001"), max_size=30) | st.sampled_from(
     ["user", "assistant", "s", "\n", "<|im_end|>", "<think>", "</think>", "<|im_start|>user\n"]
 )
 ORDER = [Segment.THINK_OPEN, Segment.THINK, Segment.THINK_CLOSE, Segment.RESPONSE, Segment.END]
@@ -78,9 +76,7 @@ def test_segments_follow_the_layout(
 
 
 @given(lengths=st.lists(st.integers(1, 5), min_size=1, max_size=8), data=st.data())
-def test_each_token_belongs_to_the_region_of_its_last_character(
-    lengths: list[int], data: st.DataObject
-) -> None:
+def test_each_token_belongs_to_the_region_of_its_last_character(lengths: list[int], data: st.DataObject) -> None:
     ends = np.cumsum(lengths).tolist()
     codes = data.draw(st.lists(st.sampled_from(SEGMENTS), min_size=len(ends), max_size=len(ends)))
     regions = [Region(end - n, end, code) for end, n, code in zip(ends, lengths, codes, strict=True)]

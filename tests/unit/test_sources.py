@@ -196,9 +196,7 @@ def test_ids_do_not_depend_on_file_or_order(jsonl: Jsonl, tmp_path: Path) -> Non
     assert ids[2] == ids[0] + "-2"
     assert ids[3] == "7"
     assert all(i.startswith("auto-") and len(i.split("-")[1]) == 16 for i in ids[:3])
-    pq.write_table(
-        pa.Table.from_pylist([{"prompt": "b", "k": 1}, {"prompt": "a", "k": None}]), tmp_path / "o.parquet"
-    )
+    pq.write_table(pa.Table.from_pylist([{"prompt": "b", "k": 1}, {"prompt": "a", "k": None}]), tmp_path / "o.parquet")
     assert [row.id for row in rows_of(read_corpus([str(tmp_path / "o.parquet")]))] == [ids[1], ids[0]]
     assert rows_of(read_corpus([first], where="k = 1"))[0].id == ids[1]
 
@@ -253,9 +251,7 @@ def test_where_and_limit(jsonl: Jsonl) -> None:
     assert [row.prompt for row in rows_of(corpus)] == ["p3", "p5"]
     assert corpus.skipped == ()
     assert corpus.notices == ("--where keeps 4 of 11 rows", "--limit keeps the first 2 of 4 rows")
-    assert [r.prompt for r in rows_of(read_corpus([path], mapping={"prompt": "q"}, where="q = 'p4'"))] == [
-        "p4"
-    ]
+    assert [r.prompt for r in rows_of(read_corpus([path], mapping={"prompt": "q"}, where="q = 'p4'"))] == ["p4"]
     with pytest.raises(CorpusError, match="keeps none of 11 rows"):
         read_corpus([path], mapping={"prompt": "q"}, where="n > 99")
 

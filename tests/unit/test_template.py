@@ -180,9 +180,7 @@ def test_empty_thinking_is_no_thinking(tokenizer: PreTrainedTokenizerBase, make:
 @pytest.mark.parametrize(
     "prompt", ["user", "assistant", "s", "system", "\n", " a ", "<|im_end|>", SMOL_SYSTEM, "é👩‍👧"]
 )
-def test_contents_that_also_stand_in_the_template(
-    tokenizer: PreTrainedTokenizerBase, make: Make, prompt: str
-) -> None:
+def test_contents_that_also_stand_in_the_template(tokenizer: PreTrainedTokenizerBase, make: Make, prompt: str) -> None:
     for system in (None, "user"):
         example = rendered(make(), row_of(prompt, system=system, response="user"))
         parts = spans(tokenizer, example)
@@ -275,9 +273,7 @@ def test_gemma_refuses_a_system_prompt_and_trims(tokenizer: PreTrainedTokenizerB
     ]
 
 
-def test_llama2_puts_the_system_prompt_into_the_user_turn(
-    tokenizer: PreTrainedTokenizerBase, make: Make
-) -> None:
+def test_llama2_puts_the_system_prompt_into_the_user_turn(tokenizer: PreTrainedTokenizerBase, make: Make) -> None:
     example = rendered(make(LLAMA2), row_of("Hi", system="Be brief.", response="Yo"))
     segments = dict(spans(tokenizer, example))
     assert (segments["system"], segments["user"], segments["response"]) == ("Be brief.", "Hi", "Yo")
@@ -344,9 +340,7 @@ def test_plain_text_without_a_template(tokenizer: PreTrainedTokenizerBase, make:
     assert spans(tokenizer, rendered(renderer, row_of("Hi"))) == [("user", "Hi")]
 
 
-def test_plain_text_gets_the_bos_that_the_tokenizer_adds(
-    tokenizer: PreTrainedTokenizerBase, make: Make
-) -> None:
+def test_plain_text_gets_the_bos_that_the_tokenizer_adds(tokenizer: PreTrainedTokenizerBase, make: Make) -> None:
     from tokenizers.processors import TemplateProcessing
 
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
