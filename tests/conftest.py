@@ -23,6 +23,29 @@ def smollm2() -> str:
 
 
 @pytest.fixture(scope="session")
+def tiny_model(smollm2: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Four Llama blocks of width 32 with random weights, behind the real SmolLM2 tokenizer and template."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("tiny-model")
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=len(tokenizer),
+        max_position_embeddings=512,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Benchmark prompts beside the checkout; tests that need them are skipped, and say so, where they are not."""
     if not SHARED_DATA.is_dir():

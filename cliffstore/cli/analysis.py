@@ -22,7 +22,7 @@ ORDER BY c.cliff DESC, e.id LIMIT $2
 
 def add_to(app: typer.Typer) -> None:
     """Add the commands."""
-    probe = typer.Typer(help="Linear probes.", no_args_is_help=True, rich_markup_mode=None)
+    probe = typer.Typer(help="Linear probes.", rich_markup_mode=None)
     probe.command(name="fit", help="Fit logistic regression on each layer; validation AUROC chooses the layer.")(fit)
     probe.command(name="list", help="List the probes of a store.")(list_all)
     probe.command(name="show", help="Show a probe and its figures for each layer.")(show)

@@ -21,7 +21,6 @@ from cliffstore.errors import CliffstoreError
 app = typer.Typer(
     name="cliffstore",
     help="Residual-stream activations of language models: computed once, kept in Zarr, queried with SQL.",
-    no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     add_completion=True,
@@ -49,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
-        result = app(args=None if arguments is None else list(arguments), standalone_mode=False)
+        given = list(sys.argv[1:] if arguments is None else arguments)
+        result = app(args=given or ["--help"], standalone_mode=False)
         return result if isinstance(result, int) else 0
     except CliffstoreError as error:
         _say(str(error))

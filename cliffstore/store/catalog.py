@@ -7,6 +7,7 @@ each distinct row among them is read once.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import duckdb
@@ -77,6 +78,9 @@ _PROBE_METRICS = pa.schema(
         pa.field("test_accuracy", pa.float64()),
     ]
 )
+
+
+_IN_FUNCTION = re.compile(r"executing the UDF: (?:Store|Probe|DamagedStore)Error: (.*)")
 
 
 class Catalog:
@@ -226,9 +230,8 @@ def _by_folder(keys: Sequence[str]) -> dict[str, list[str]]:
 
 def _one_line(error: duckdb.Error) -> str:
     text = str(error).strip()
-    marker = "cliffstore.errors."
-    if marker in text:  # raised in one of our functions: DuckDB wraps the message
-        text = text.split(marker, 1)[1].split(": ", 1)[-1]
-        return text.splitlines()[0]
+    raised_by_us = _IN_FUNCTION.search(text)
+    if raised_by_us:
+        return raised_by_us.group(1)
     lines = [line.strip() for line in text.splitlines() if line.strip() and not set(line.strip()) <= {"^"}]
     return "; ".join(lines)[:600]

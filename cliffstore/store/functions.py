@@ -55,7 +55,7 @@ def _create(
     connection: duckdb.DuckDBPyConnection, name: str, function: Callable[..., pa.Array], takes: list[str], gives: str
 ) -> None:
     connection.create_function(
-        name, function, takes, gives, type=PythonUDFType.ARROW, null_handling=FunctionNullHandling.SPECIAL
+        name, function, [*takes], gives, type=PythonUDFType.ARROW, null_handling=FunctionNullHandling.SPECIAL
     )
 
 
