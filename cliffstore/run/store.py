@@ -75,8 +75,14 @@ class Store:
         return self._catalog
 
     def sql(self, statement: str) -> duckdb.DuckDBPyRelation:
-        """Return a statement as a DuckDB relation: `.df()`, `.pl()`, `.arrow()`, `.fetchall()`, `.show()`."""
-        return self.catalog.connection.sql(statement)
+        """Run a statement; return a DuckDB relation: `.df()`, `.pl()`, `.arrow()`, `.fetchall()`, `.show()`.
+
+        Raises
+        ------
+        UserError
+            The statement is malformed, or asks for what the store does not hold.
+        """
+        return self.catalog.relation(statement)
 
     def vectors(
         self, site: str, layer: int, rows: npt.NDArray[np.int64], model: str | None = None

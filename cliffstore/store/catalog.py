@@ -7,14 +7,13 @@ each distinct row among them is read once.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import duckdb
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from cliffstore.errors import CliffstoreError, QueryError
+from cliffstore.errors import QueryError
 from cliffstore.schema import CLIFFS, EXAMPLES, HEADS, SCORES, SELECTIONS, SKIPPED, TOKENS, UNITS
 from cliffstore.store import layout, receipts, tables
 from cliffstore.store.functions import register_functions
@@ -80,9 +79,6 @@ _PROBE_METRICS = pa.schema(
 )
 
 
-_IN_FUNCTION = re.compile(r"executing the UDF: (?:Store|Probe|DamagedStore)Error: (.*)")
-
-
 class Catalog:
     """A DuckDB connection over one store, as the store was when the catalog was opened.
 
@@ -93,7 +89,7 @@ class Catalog:
         self.reader = reader
         self.connection = duckdb.connect(config={"enable_external_access": False, "python_enable_replacements": False})
         self._register_tables()
-        register_functions(self.connection, reader)
+        self._failed = register_functions(self.connection, reader)
         self.connection.execute("SET lock_configuration = true")
 
     def __enter__(self) -> Catalog:
@@ -112,15 +108,21 @@ class Catalog:
         Raises
         ------
         QueryError
-            The statement is malformed, or names what the store does not hold.
+            The statement is malformed.
+        StoreError, ProbeError
+            A function was asked for a layer, model or probe that the store does not hold.
         """
         try:
             relation = self.connection.sql(statement, params=parameters)
-            return relation.to_arrow_table() if relation is not None else pa.table({})
+            table = relation.to_arrow_table() if relation is not None else pa.table({})
         except duckdb.Error as error:
             raise QueryError(_one_line(error)) from None
-        except CliffstoreError as error:
-            raise QueryError(str(error)) from None
+        self._failed.check()
+        return table
+
+    def relation(self, statement: str) -> duckdb.DuckDBPyRelation:
+        """Run one statement and return its result as a DuckDB relation. Errors as for `arrow`."""
+        return self.connection.from_arrow(self.arrow(statement))
 
     def _register_tables(self) -> None:
         reader, objects = self.reader, self.reader.objects
@@ -230,8 +232,5 @@ def _by_folder(keys: Sequence[str]) -> dict[str, list[str]]:
 
 def _one_line(error: duckdb.Error) -> str:
     text = str(error).strip()
-    raised_by_us = _IN_FUNCTION.search(text)
-    if raised_by_us:
-        return raised_by_us.group(1)
     lines = [line.strip() for line in text.splitlines() if line.strip() and not set(line.strip()) <= {"^"}]
     return "; ".join(lines)[:600]

@@ -7,8 +7,8 @@ a fixed number of arguments, so each public name is a macro over one function th
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, wraps
 from typing import TypeAlias
 
 import duckdb
@@ -19,6 +19,7 @@ from duckdb.func import FunctionNullHandling, PythonUDFType
 
 from cliffstore.records import FINAL_NORM
 from cliffstore.schema import ProbeDocument
+from cliffstore.store.arrays import ArraySpec
 from cliffstore.store.probes import ProbeWeights, read_probe
 from cliffstore.store.reader import StoreReader
 from cliffstore.store.writer import capture_specs
@@ -27,40 +28,74 @@ Column: TypeAlias = "pa.Array | pa.ChunkedArray"
 Names: TypeAlias = npt.NDArray[np.object_]
 
 
-def register_functions(connection: duckdb.DuckDBPyConnection, reader: StoreReader) -> None:
-    """Register the functions of everything that the store holds."""
-    widths: dict[str, int] = {}
-    for capture in reader.captures():
-        for spec in capture_specs(capture):
-            widths[spec.site] = int(np.prod(spec.row_shape))
+class FailedCalls:
+    """The first error of a function that DuckDB called.
+
+    An exception that leaves a Python function inside DuckDB may end the process when it is freed on one of DuckDB's
+    own threads. So functions never raise: they note the error, give NULL, and whoever ran the statement calls `check`.
+    """
+
+    def __init__(self) -> None:
+        self._first: Exception | None = None
+
+    def guard(self, function: Callable[..., pa.Array], gives: pa.DataType) -> Callable[..., pa.Array]:
+        """Return a function of the same arguments that notes its errors."""
+
+        @wraps(function)
+        def guarded(*columns: Column) -> pa.Array:
+            if self._first is None:
+                try:
+                    return function(*columns)
+                except Exception as error:  # noqa: BLE001  # raised again by `check`, see above
+                    self._first = error
+            return pa.nulls(len(columns[0]), gives)
+
+        return guarded
+
+    def check(self) -> None:
+        """Raise the error of the statement that has just run, if there was one."""
+        error, self._first = self._first, None
+        if error is not None:
+            raise error.with_traceback(None)
+
+
+def register_functions(connection: duckdb.DuckDBPyConnection, reader: StoreReader) -> FailedCalls:
+    """Register the functions of everything that the store holds. Call the result's `check` after each statement."""
+    failed = FailedCalls()
+
+    def create(name: str, function: Callable[..., pa.Array], takes: list[str], width: int | None) -> None:
+        gives = pa.float32() if width is None else pa.list_(pa.float32(), width)
+        connection.create_function(
+            name,
+            failed.guard(function, gives),
+            [*takes],
+            "FLOAT" if width is None else f"FLOAT[{width}]",
+            type=PythonUDFType.ARROW,
+            null_handling=FunctionNullHandling.SPECIAL,
+        )
+
+    specs = [spec for capture in reader.captures() for spec in capture_specs(capture)]
+    widths = {spec.site: int(np.prod(spec.row_shape)) for spec in specs}
     model = reader.default_alias().replace("'", "''")
     for site, width in widths.items():
-        _create(
-            connection, f"_{site}", _gather(reader, site, width), ["BIGINT", "INTEGER", "VARCHAR"], f"FLOAT[{width}]"
-        )
-        last = _only_layer(reader, site)
+        create(f"_{site}", _gather(reader, site, width), ["BIGINT", "INTEGER", "VARCHAR"], width)
+        last = _only_layer(specs, site)
         short = f"(row_number) AS _{site}(row_number, {last}, '{model}'), " if last is not None else ""
         connection.execute(
             f"CREATE MACRO {site} {short}(row_number, layer) AS _{site}(row_number, layer, '{model}'), "
             f"(row_number, layer, model) AS _{site}(row_number, layer, model)"
         )
-    _create(connection, "_score", _score(reader), ["VARCHAR", "BIGINT"], "FLOAT")
+    create("_score", _score(reader), ["VARCHAR", "BIGINT"], None)
     connection.execute("CREATE MACRO score(probe, row_number) AS _score(probe, row_number)")
     width = max(widths.values(), default=1)
-    _create(connection, "_probe_weight", _probe_weight(reader, width), ["VARCHAR"], f"FLOAT[{width}]")
+    create("_probe_weight", _probe_weight(reader, width), ["VARCHAR"], width)
     connection.execute("CREATE MACRO probe_weight(probe) AS _probe_weight(probe)")
+    return failed
 
 
-def _create(
-    connection: duckdb.DuckDBPyConnection, name: str, function: Callable[..., pa.Array], takes: list[str], gives: str
-) -> None:
-    connection.create_function(
-        name, function, [*takes], gives, type=PythonUDFType.ARROW, null_handling=FunctionNullHandling.SPECIAL
-    )
-
-
-def _only_layer(reader: StoreReader, site: str) -> int | None:
-    layers = {s.layer for capture in reader.captures() for s in capture_specs(capture) if s.site == site}
+def _only_layer(specs: Sequence[ArraySpec], site: str) -> int | None:
+    """Return the layer of a site that has one by its nature, so that SQL may leave it out."""
+    layers = {spec.layer for spec in specs if spec.site == site}
     return layers.pop() if site == FINAL_NORM and len(layers) == 1 else None
 
 

@@ -47,5 +47,8 @@ def dataset(objects: ObjectStore, keys: Sequence[str], schema: pa.Schema) -> ds.
     """Return an Arrow dataset over Parquet objects; columns and rows are read only where a query needs them."""
     if not keys:
         return ds.dataset(schema.empty_table())
-    filesystem = pa.fs.PyFileSystem(pa.fs.FSSpecHandler(objects.fs))
+    # Arrow's own file system where there is one: a scan that a LIMIT cuts short leaves reads behind, and reads that
+    # need Python can hang the interpreter's exit.
+    local = pa.fs.LocalFileSystem() if objects.is_local else None
+    filesystem = local or pa.fs.PyFileSystem(pa.fs.FSSpecHandler(objects.fs))
     return ds.dataset([objects.path(key) for key in keys], schema=schema, filesystem=filesystem, format="parquet")

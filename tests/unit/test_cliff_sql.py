@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import duckdb
 import numpy as np
@@ -17,7 +18,9 @@ Token = tuple[int, int, str, float]
 """position, to_decision, segment, score"""
 
 
-def _tokens(user: Sequence[float], think: Sequence[float], close: Sequence[float], response: Sequence[float]) -> list[Token]:
+def _tokens(
+    user: Sequence[float], think: Sequence[float], close: Sequence[float], response: Sequence[float]
+) -> list[Token]:
     """Lay an example out as the template does; without thinking the decision is the last header token."""
     parts = [("user", user), ("header", [0.125]), ("think", think), ("think_close", close), ("response", response)]
     flat = [(segment, score) for segment, scores in parts for score in scores]
@@ -26,14 +29,15 @@ def _tokens(user: Sequence[float], think: Sequence[float], close: Sequence[float
 
 
 def _cliffs(examples: dict[int, list[Token]], probe: str = "refusal", *, reverse: bool = False) -> dict[int, dict]:
-    rows = [(probe, example, *token) for example, tokens in examples.items() for token in tokens]
+    rows = [("refusal", example, *token) for example, tokens in examples.items() for token in tokens]
     rows += [("other", example, *token[:3], -99.0) for example, tokens in examples.items() for token in tokens]
     with duckdb.connect() as connection:
         connection.execute(
-            "CREATE TABLE scores (probe VARCHAR, example BIGINT, position INT, to_decision INT, segment VARCHAR, score FLOAT)"
+            "CREATE TABLE scores "
+            "(probe VARCHAR, example BIGINT, position INT, to_decision INT, segment VARCHAR, score FLOAT)"
         )
         connection.executemany("INSERT INTO scores VALUES (?, ?, ?, ?, ?, ?)", rows[::-1] if reverse else rows)
-        table = connection.execute(CLIFF_SQL, {"probe": "refusal"}).to_arrow_table()
+        table = connection.sql(CLIFF_SQL, params={"probe": probe}).to_arrow_table()
     assert table.column_names == CLIFFS.names
     assert table["example"].to_pylist() == sorted(table["example"].to_pylist())
     return {row["example"]: row for row in table.cast(CLIFFS).to_pylist()}
@@ -129,5 +133,5 @@ def test_cliff_is_plateau_minus_final_for_any_lengths(parts: list[tuple[list[flo
         assert row["n_think"] == len(think)
         first = len(user) + 1
         curve = [*think, *close]
-        falls = [before - after for before, after in zip(curve, curve[1:], strict=False)]
+        falls = [before - after for before, after in pairwise(curve)]
         assert row["steepest_position"] == first + 1 + int(np.argmax(falls))

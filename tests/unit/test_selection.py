@@ -28,8 +28,30 @@ def test_good_values(top: str, expected: tuple[float, bool]) -> None:
 
 @pytest.mark.parametrize(
     "top",
-    ["", "0", "0%", "0.0%", "-1", "-5%", "1.5", ".5%", "100.1%", "200%", "1e3", "nan", "inf", "many", "1,7%", "5%%", "%"]
-    + ["5 %", "1 000", "+3", "0x10", "1\n2"],
+    [
+        "",
+        "0",
+        "0%",
+        "0.0%",
+        "-1",
+        "-5%",
+        "1.5",
+        ".5%",
+        "100.1%",
+        "200%",
+        "1e3",
+        "nan",
+        "inf",
+        "many",
+        "1,7%",
+        "5%%",
+        "%",
+        "5 %",
+        "1 000",
+        "+3",
+        "0x10",
+        "1\n2",
+    ],
 )
 def test_bad_values_say_what_to_give(top: str) -> None:
     with pytest.raises(SelectionError, match=r"such as 700, or a share such as 1\.7%"):

@@ -1,4 +1,4 @@
-"""Probes: the split never leaks a prompt, the folded weights are the fitted ones, and the controls are what they say."""
+"""Probes: the split never leaks a prompt, folded weights are the fitted ones, controls are what they say."""
 
 from __future__ import annotations
 
@@ -119,8 +119,7 @@ def test_shuffled_control_sees_a_split_that_leaks() -> None:
 def test_planted_direction_is_found() -> None:
     generator = np.random.default_rng(3)
     y_N = np.arange(N) % 2
-    direction_D = generator.normal(size=D)
-    direction_D /= np.linalg.norm(direction_D)
+    direction_D = generator.choice([-1.0, 1.0], D) / np.sqrt(D)  # equal parts: standardising does not turn it
     h_ND = (generator.normal(size=(N, D)) + np.outer(np.where(y_N == 1, 6, -6), direction_D)).astype(np.float32)
     split = grouped_split(y_N, _prompts(N), 0)
     weights = fit_logistic(h_ND[split.train], y_N[split.train], 1.0)

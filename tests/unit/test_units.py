@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cliffstore.plan.prefix import common_prefix
 from cliffstore.plan.units import Plan, choose_unit_rows, make_plan
 from cliffstore.records import CorpusRow, Message, RenderedExample, SkippedRow
 
@@ -84,10 +86,10 @@ def test_units_are_aligned_and_never_overflow(sequences: list[list[int]]) -> Non
 def test_units_are_full(sequences: list[list[int]]) -> None:
     """A unit ends only where the next example does not fit: no unit number is spent on air."""
     plan = _plan(_examples(sequences))
-    for unit, following in zip(plan.units, plan.units[1:], strict=False):
-        last = unit.examples[-1].example.token_ids.tolist()
-        first = following.examples[0].example.token_ids.tolist()
-        shared = next((i for i, (a, b) in enumerate(zip(last, first, strict=False)) if a != b), min(map(len, (last, first))))
+    for unit, following in pairwise(plan.units):
+        last = unit.examples[-1].example.token_ids
+        first = following.examples[0].example.token_ids
+        shared = common_prefix(last, first)
         assert unit.n_rows + len(first) - shared > plan.unit_rows
 
 
@@ -138,6 +140,13 @@ def test_digest_changes_with_whatever_the_plan_holds() -> None:
 
 def test_digest_is_stable() -> None:
     assert _changed_plans()["nothing"].digest == _changed_plans()["nothing"].digest
+
+
+@pytest.mark.xfail(strict=True, reason="make_plan sorts skipped rows by location, reason and detail only")
+def test_skipped_rows_at_the_same_place_of_two_files_have_an_order() -> None:
+    """`a/corpus.jsonl` and `b/corpus.jsonl` have the same base name, hence the same locations."""
+    skipped = tuple(SkippedRow(id_, "corpus", "corpus.jsonl:1", "empty prompt", "") for id_ in "xy")
+    assert _plan(_examples([[1]]), skipped).digest == _plan(_examples([[1]]), skipped[::-1]).digest
 
 
 def test_location_of_an_example_is_no_part_of_the_plan() -> None:

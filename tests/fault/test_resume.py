@@ -1,0 +1,173 @@
+"""An extraction that is stopped, politely or not, goes on where it was and ends equal to one that never was."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+N_PROMPTS, N_WORDS = 400, 40
+TIMEOUT = 120.0
+_WORDS = (
+    "apple river stone cloud window garden letter music candle bridge winter summer orange paper silver harbour "
+    "meadow engine pocket mirror ladder button thunder feather basket copper island lantern marble needle "
+    "ribbon saddle tunnel velvet whistle anchor blanket castle desert forest glacier hammer"
+).split()
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is extracted, and the store of a run that nobody disturbed."""
+
+    corpus: Path
+    model: str
+    reference: Path
+    report: dict[str, object]
+
+    def command(self, store: Path) -> list[str]:
+        return [
+            sys.executable, "-m", "cliffstore.cli.main", "extract", str(self.corpus), "--model", self.model,
+            "--store", str(store), "--batch-tokens", "64", "--json",
+        ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def case(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    folder = tmp_path_factory.mktemp("resume")
+    corpus = folder / "words.jsonl"
+    numbers = random.Random(0)
+    rows = [{"id": f"w{i:03d}", "prompt": " ".join(numbers.choices(_WORDS, k=N_WORDS))} for i in range(N_PROMPTS)]
+    corpus.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    case = Case(corpus, tiny_model, folder / "reference", {})
+    done = subprocess.run(case.command(case.reference), capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["units"] >= 6
+    return Case(corpus, tiny_model, case.reference, report)
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[[list[str]], subprocess.Popen[str]]]:
+    """Start processes that do not outlive the test."""
+    begun: list[subprocess.Popen[str]] = []
+
+    def begin(command: list[str]) -> subprocess.Popen[str]:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        begun.append(process)
+        return process
+
+    yield begin
+    for process in begun:
+        if process.poll() is None:
+            process.kill()
+        process.communicate(timeout=30)
+
+
+def receipts(store: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(store.glob("receipts/*/unit-*.json"))}
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Look again and again until the condition holds. Fails if the process ends before."""
+    deadline = time.monotonic() + TIMEOUT
+    while not condition():
+        assert process.poll() is None, f"the run ended before it could be stopped: {process.communicate()}"
+        assert time.monotonic() < deadline, "timed out"
+        time.sleep(0.001)
+
+
+def resume(case: Case, store: Path) -> dict[str, object]:
+    """Run the same command again, to its end."""
+    done = subprocess.run(case.command(store), capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def assert_equals_reference(case: Case, store: Path) -> None:
+    """Tables are equal byte by byte, arrays value by value, receipts in all but time and worker; nothing is left."""
+    tables = sorted(path.relative_to(case.reference) for path in case.reference.rglob("*.parquet"))
+    assert tables == sorted(path.relative_to(store) for path in store.rglob("*.parquet"))
+    for table in tables:
+        assert (store / table).read_bytes() == (case.reference / table).read_bytes(), table
+    arrays = sorted(path.parent.relative_to(case.reference) for path in case.reference.glob("activations/*/*/*/zarr.json"))
+    assert len(arrays) == 4
+    for array in arrays:
+        mine, theirs = (zarr.open_array(root / array, mode="r") for root in (store, case.reference))
+        assert mine.attrs.asdict() == theirs.attrs.asdict()
+        np.testing.assert_array_equal(mine[:], theirs[:])
+    mine, theirs = ([json.loads(one) for one in receipts(root).values()] for root in (store, case.reference))
+    assert [one["unit"] for one in mine] == list(range(int(str(case.report["units"]))))
+    for one, other in zip(mine, theirs, strict=True):
+        for volatile in ("worker", "seconds"):
+            one.pop(volatile), other.pop(volatile)
+        assert one == other
+    left_over = [path.name for path in store.rglob("*") if path.name.startswith(".tmp-") or "error" in path.name]
+    assert not left_over
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_stopped_while_extracting(
+    how: signal.Signals, case: Case, start: Callable[[list[str]], subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    process = start(case.command(store))
+    wait_for(lambda: len(receipts(store)) >= 2, process)
+    process.send_signal(how)
+    out, err = process.communicate(timeout=TIMEOUT)
+    assert out == ""
+    kept = receipts(store)
+    total = case.report["units"]
+    assert 2 <= len(kept) < int(str(total)), "the run was too fast to be stopped"
+    if how is signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL
+    else:
+        assert process.returncode == 130, err
+        errors = [line for line in err.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1
+        assert "Traceback" not in err
+        assert f" of {total} units are stored" in errors[0]
+        said = int(errors[0].split(" of ")[0].rsplit(" ", 1)[1])
+        assert said == len(kept)
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in store.glob("receipts/*/*.json")}
+
+    report = resume(case, store)
+
+    assert report["units_done_before"] == len(kept)
+    assert int(str(report["units_done_before"])) + int(str(report["units_done_now"])) == report["units"] == total
+    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in before} == before
+    assert_equals_reference(case, store)
+
+
+@pytest.mark.parametrize("sign", ["manifest.json", "plans", "captures", "activations"])
+def test_killed_while_planning(
+    sign: str, case: Case, start: Callable[[list[str]], subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    process = start(case.command(store))
+    wait_for((store / sign).exists, process)
+    process.kill()
+    process.communicate(timeout=TIMEOUT)
+    assert not receipts(store)
+
+    report = resume(case, store)
+
+    assert (report["units_done_before"], report["units_done_now"]) == (0, case.report["units"])
+    assert_equals_reference(case, store)
+
+
+def test_nothing_to_do_rewrites_nothing(case: Case) -> None:
+    before = {path: path.stat().st_mtime_ns for path in case.reference.rglob("*") if path.is_file()}
+    report = resume(case, case.reference)
+    assert (report["units_done_before"], report["units_done_now"]) == (case.report["units"], 0)
+    assert {path: path.stat().st_mtime_ns for path in case.reference.rglob("*") if path.is_file()} == before
