@@ -23,6 +23,19 @@ def check_name(name: str, what: str) -> str:
     return name
 
 
+def parse_ranges(text: str) -> list[range]:
+    """Return the ranges that `0-29` or `8,16` means. Raises `ConfigError` where it means none."""
+    ranges: list[range] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise ConfigError(f"layers {text!r}: write `all`, a range such as 0-29, or a list such as 8,16")
+        ranges.append(range(int(first), int(last if dash else first) + 1))
+    if not any(ranges):
+        raise ConfigError(f"layers {text!r} names no layer")
+    return ranges
+
+
 class ExtractConfig(BaseModel):
     """Everything that `cliffstore extract` can be told. Only `corpus`, `model` and `store` are required."""
 

@@ -6,9 +6,14 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# Other work on the machine must not fail a test: no deadlines.
+settings.register_profile("cliffstore", deadline=None)
+settings.load_profile("cliffstore")
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 

@@ -18,6 +18,7 @@ from sklearn.preprocessing import StandardScaler
 
 from cliffstore import __version__
 from cliffstore.analyze.split import Split, grouped_split
+from cliffstore.config import parse_ranges
 from cliffstore.errors import ProbeError
 from cliffstore.schema import LayerMetrics, ProbeDocument
 from cliffstore.store.catalog import Catalog
@@ -153,16 +154,11 @@ def captured_layers(reader: StoreReader, site: str, alias: str, text: str) -> li
         reader.find_array(site, -1, alias)  # raises, and says what is captured
     if text.strip() == "all":
         return held
-    wanted: set[int] = set()
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise ProbeError(f"layers {text!r}: write `all`, a range such as 0-29, or a list such as 8,16")
-        wanted.update(range(int(first), int(last if dash else first) + 1))
-    absent = sorted(wanted - set(held))
+    ranges = parse_ranges(text)
+    absent = [layer for one in ranges for layer in (one.start, one.stop - 1) if layer not in held]
     if absent:
         raise ProbeError(f"layer {absent[0]} of {site} is not in the store; it has: {compact_ranges(held)}")
-    return sorted(wanted)
+    return [layer for layer in held if any(layer in one for one in ranges)]
 
 
 def _read_labels(

@@ -79,15 +79,13 @@ class UnitWorker:
         """
         objects, capture = self._reader.objects, self._spec.capture
         try:
-            return receipts.read_one(objects, capture.capture, unit)
-        except FileNotFoundError:
-            pass
-        try:
+            if objects.exists(layout.receipt(capture.capture, unit)):
+                return receipts.read_one(objects, capture.capture, unit)
             return self._extract(unit, attempt)
         except InterruptedRunError:
             raise
-        except (CliffstoreError, RuntimeError, OSError, ValueError) as error:
-            message = f"{type(error).__name__}: {error}" if not isinstance(error, CliffstoreError) else str(error)
+        except Exception as error:  # whatever a unit dies of, the others go on
+            message = str(error) if isinstance(error, CliffstoreError) else f"{type(error).__name__}: {error}"
             receipts.record_error(
                 objects,
                 UnitError(capture=capture.capture, unit=unit, attempt=attempt, worker=self.name, error=message),

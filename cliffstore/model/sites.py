@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from cliffstore.config import parse_ranges
 from cliffstore.errors import ModelError
 from cliffstore.records import FINAL_NORM, SITES
 from cliffstore.schema import ArrayIdentity, ModelIdentity
@@ -59,22 +60,18 @@ def parse_layers(text: str, n_layers: int) -> list[int]:
 
     Raises
     ------
+    ConfigError
+        It is malformed.
     ModelError
-        It is malformed, or names a layer that the model has not.
+        It names a layer that the model has not.
     """
     if text.strip() == "all":
         return list(range(n_layers))
-    layers: set[int] = set()
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise ModelError(f"layers {text!r}: write `all`, a range such as 0-29, or a list such as 8,16")
-        layers.update(range(int(first), int(last if dash else first) + 1))
-    if not layers:
-        raise ModelError(f"layers {text!r} names no layer")
-    if max(layers) >= n_layers:
-        raise ModelError(f"layer {max(layers)} is not in the model: it has layers 0-{n_layers - 1}")
-    return sorted(layers)
+    ranges = parse_ranges(text)
+    highest = max(one.stop - 1 for one in ranges)
+    if highest >= n_layers:
+        raise ModelError(f"layer {highest} is not in the model: it has layers 0-{n_layers - 1}")
+    return sorted({layer for one in ranges for layer in one})
 
 
 def arrays_of(model: ModelIdentity, sites: Sequence[str], layers: Sequence[int]) -> list[ArrayIdentity]:

@@ -128,8 +128,12 @@ def make_plan(
         _build_unit(number, first, last, ordered, shared, digests, unit_rows)
         for number, (first, last) in enumerate(_pack([len(s) for s in sequences], shared, unit_rows))
     )
-    left_out = tuple(sorted(skipped, key=lambda row: (row.location, row.reason, row.detail)))
+    left_out = tuple(sorted(skipped, key=_skipped_key))
     return Plan(_plan_digest(digests, left_out, identity, settings, unit_rows), unit_rows, units, left_out, settings)
+
+
+def _skipped_key(row: SkippedRow) -> tuple[str, ...]:
+    return (row.location, row.source or "", row.id or "", row.reason, row.detail)
 
 
 def _pack(lengths: Sequence[int], shared: Sequence[int], unit_rows: int) -> Iterator[tuple[int, int]]:

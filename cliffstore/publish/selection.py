@@ -14,6 +14,7 @@ from cliffstore.store.catalog import Catalog
 from cliffstore.store.probes import read_probe
 
 STRATEGIES = ("cliff",)
+_MOST = 1e12
 _TOP = re.compile(r"(\d+(?:\.\d+)?)(%?)")
 
 
@@ -95,7 +96,8 @@ def check_top(top: str) -> tuple[float, bool]:
     match = _TOP.fullmatch(top.strip())
     number = float(match.group(1)) if match else 0.0
     share = bool(match and match.group(2))
-    if not match or number <= 0 or (share and number > 100) or (not share and number != int(number)):
+    usable = 0 < number <= 100 if share else 0 < number < _MOST and number.is_integer()
+    if not usable:
         raise SelectionError(f"--top {top!r}: give a number of examples such as 700, or a share such as 1.7%")
     return number, share
 

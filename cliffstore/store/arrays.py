@@ -80,30 +80,35 @@ class TensorstoreArrays:
 
         self._tensorstore = tensorstore
         self._objects = objects
+        self._shards = ShardCheck(objects)
         self._context = tensorstore.Context({"cache_pool": {"total_bytes_limit": _CACHE_BYTES}})
         self._open: dict[str, object] = {}
 
     def _array(self, key: str):  # type: ignore[no-untyped-def]  # tensorstore ships no types for its dynamic arrays
         if key not in self._open:
             spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": self._objects.path(key) + "/"}}
-            opened = self._tensorstore.open(spec, open=True, context=self._context).result()
-            self._open[key] = opened
+            try:
+                self._open[key] = self._tensorstore.open(spec, open=True, context=self._context).result()
+            except ValueError as error:
+                raise _unreadable(key, error) from None
         return self._open[key]
 
     def write(self, key: str, row_start: int, block: Vectors) -> None:
         self._array(key)[row_start : row_start + len(block)].write(block).result()
 
     def read_range(self, key: str, row_start: int, row_stop: int) -> Vectors:
-        return self._checked(key, self._array(key)[row_start:row_stop])
+        return self._read(key, slice(row_start, row_stop), np.arange(row_start, row_stop))
 
     def read_rows(self, key: str, rows_N: npt.NDArray[np.int64]) -> Vectors:
-        return self._checked(key, self._array(key)[rows_N])
+        return self._read(key, rows_N, rows_N)
 
-    def _checked(self, key: str, view) -> Vectors:  # type: ignore[no-untyped-def]
+    def _read(self, key: str, where: slice | npt.NDArray[np.int64], rows_N: npt.NDArray[np.int64]) -> Vectors:
+        array = self._array(key)
+        self._shards.check(key, array.shape, array.chunk_layout.write_chunk.shape[0], rows_N)
         try:
-            block: Vectors = view.read().result()
+            block: Vectors = array[where].read().result()
         except ValueError as error:
-            raise DamagedStoreError(f"array {key} cannot be read: {str(error).splitlines()[0][:300]}") from None
+            raise _unreadable(key, error) from None
         return block
 
 
@@ -111,28 +116,70 @@ class ZarrArrays:
     """Arrays anywhere fsspec reaches, through zarr-python."""
 
     def __init__(self, objects: ObjectStore) -> None:
+        self._objects = objects
+        self._shards = ShardCheck(objects)
         self._store = zarr_store(objects)
         self._open: dict[str, zarr.Array] = {}
 
     def _array(self, key: str) -> zarr.Array:
         if key not in self._open:
-            self._open[key] = zarr.open_array(self._store, path=key, mode="r+")
+            try:
+                self._open[key] = zarr.open_array(self._store, path=key, mode="r+")
+            except (ValueError, FileNotFoundError) as error:
+                raise _unreadable(key, error) from None
         return self._open[key]
 
     def write(self, key: str, row_start: int, block: Vectors) -> None:
-        self._array(key)[row_start : row_start + len(block)] = block
+        array = self._array(key)
+        shard_rows = _shard_rows(array)
+        # zarr-python reads a shard before it replaces it, and stumbles over a torn one.
+        if row_start % shard_rows == 0 and len(block) == shard_rows:
+            self._objects.delete(layout.shard(key, row_start // shard_rows, array.ndim))
+        array[row_start : row_start + len(block)] = block
 
     def read_range(self, key: str, row_start: int, row_stop: int) -> Vectors:
-        return self._checked(key, slice(row_start, row_stop))
+        return self._read(key, slice(row_start, row_stop), np.arange(row_start, row_stop))
 
     def read_rows(self, key: str, rows_N: npt.NDArray[np.int64]) -> Vectors:
-        return self._checked(key, rows_N)
+        return self._read(key, rows_N, rows_N)
 
-    def _checked(self, key: str, rows: slice | npt.NDArray[np.int64]) -> Vectors:
+    def _read(self, key: str, where: slice | npt.NDArray[np.int64], rows_N: npt.NDArray[np.int64]) -> Vectors:
+        array = self._array(key)
+        self._shards.check(key, array.shape, _shard_rows(array), rows_N)
         try:
-            return np.asarray(self._array(key).oindex[rows])
+            return np.asarray(array.oindex[where])
         except (ValueError, RuntimeError) as error:
-            raise DamagedStoreError(f"array {key} cannot be read: {str(error).splitlines()[0][:300]}") from None
+            raise _unreadable(key, error) from None
+
+
+class ShardCheck:
+    """Tells a lost shard from a shard of zeros: Zarr readers fill in zeros for an object that is not there."""
+
+    def __init__(self, objects: ObjectStore) -> None:
+        self._objects = objects
+        self._seen: set[str] = set()
+
+    def check(self, key: str, shape: Sequence[int], shard_rows: int, rows_N: npt.NDArray[np.int64]) -> None:
+        """Raise `DamagedStoreError` where a row's shard is missing or empty, `IndexError` where a row is outside."""
+        if not len(rows_N):
+            return
+        if rows_N.min() < 0 or rows_N.max() >= shape[0]:
+            raise IndexError(f"array {key} has rows 0-{shape[0] - 1}, asked for {rows_N.min()}-{rows_N.max()}")
+        for unit in np.unique(rows_N // shard_rows):
+            shard = layout.shard(key, int(unit), len(shape))
+            if shard in self._seen:
+                continue
+            if not self._objects.size(shard):
+                raise DamagedStoreError(f"array {key} cannot be read: shard {shard} is missing or empty")
+            self._seen.add(shard)
+
+
+def _shard_rows(array: zarr.Array) -> int:
+    return int((array.shards or array.chunks)[0])
+
+
+def _unreadable(key: str, error: Exception) -> DamagedStoreError:
+    return DamagedStoreError(f"array {key} cannot be read: {str(error).splitlines()[0][:300]}")
 
 
 def open_arrays(objects: ObjectStore) -> ArrayIO:

@@ -51,6 +51,11 @@ def array(alias: str, site: str, layer: int) -> str:
     return f"{ACTIVATIONS}/{alias}/{site}/{layer}"
 
 
+def shard(array_key: str, unit: int, n_dimensions: int) -> str:
+    """Return the key of the object that holds one unit of an array (Zarr v3's default chunk keys)."""
+    return "/".join([array_key, "c", str(unit), *("0" for _ in range(n_dimensions - 1))])
+
+
 def receipts_of(capture: str) -> str:
     return f"{RECEIPTS}/{capture}"
 

@@ -52,6 +52,13 @@ class ObjectStore:
         self.fs.invalidate_cache()
         return bool(self.fs.exists(self.path(key)))
 
+    def size(self, key: str) -> int:
+        """Return an object's size in bytes, 0 where there is none."""
+        try:
+            return int(self.fs.size(self.path(key)) or 0)
+        except FileNotFoundError:
+            return 0
+
     def put(self, key: str, content: bytes) -> None:
         """Write an object whole, replacing what was there."""
         if self.is_local:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
 import random
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,13 +18,16 @@ import numpy as np
 import pytest
 import zarr
 
-N_PROMPTS, N_WORDS = 400, 40
+from cliffstore.cli.main import main
+
+N_PROMPTS, N_WORDS = 300, 40
 TIMEOUT = 120.0
 _WORDS = (
-    "apple river stone cloud window garden letter music candle bridge winter summer orange paper silver harbour "
-    "meadow engine pocket mirror ladder button thunder feather basket copper island lantern marble needle "
-    "ribbon saddle tunnel velvet whistle anchor blanket castle desert forest glacier hammer"
-).split()
+    "anchor", "apple", "basket", "blanket", "bridge", "button", "candle", "castle", "cloud", "copper", "desert",
+    "engine", "feather", "forest", "garden", "glacier", "hammer", "harbour", "island", "ladder", "lantern", "letter",
+    "marble", "meadow", "mirror", "music", "needle", "orange", "paper", "pocket", "ribbon", "river", "saddle",
+    "silver", "stone", "summer", "thunder", "tunnel", "velvet", "whistle", "window", "winter",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ def start() -> Iterator[Callable[[list[str]], subprocess.Popen[str]]]:
 
 
 def receipts(store: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(store.glob("receipts/*/unit-*.json"))}
+    return {path.name: path.read_bytes() for path in sorted(store.glob("receipts/*/unit-*[0-9].json"))}
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
@@ -88,19 +92,23 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> N
 
 
 def resume(case: Case, store: Path) -> dict[str, object]:
-    """Run the same command again, to its end."""
-    done = subprocess.run(case.command(store), capture_output=True, text=True, timeout=TIMEOUT, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    """Run the same command again, to its end, in this process: it has torch loaded already."""
+    out = io.StringIO()
+    with redirect_stdout(out):
+        code = main(case.command(store)[3:])
+    assert code == 0
+    return json.loads(out.getvalue())
 
 
 def assert_equals_reference(case: Case, store: Path) -> None:
-    """Tables are equal byte by byte, arrays value by value, receipts in all but time and worker; nothing is left."""
+    """Tables are equal byte by byte, arrays value by value, receipts in all but time and worker."""
     tables = sorted(path.relative_to(case.reference) for path in case.reference.rglob("*.parquet"))
     assert tables == sorted(path.relative_to(store) for path in store.rglob("*.parquet"))
     for table in tables:
         assert (store / table).read_bytes() == (case.reference / table).read_bytes(), table
-    arrays = sorted(path.parent.relative_to(case.reference) for path in case.reference.glob("activations/*/*/*/zarr.json"))
+    arrays = sorted(
+        path.parent.relative_to(case.reference) for path in case.reference.glob("activations/*/*/*/zarr.json")
+    )
     assert len(arrays) == 4
     for array in arrays:
         mine, theirs = (zarr.open_array(root / array, mode="r") for root in (store, case.reference))
@@ -112,8 +120,7 @@ def assert_equals_reference(case: Case, store: Path) -> None:
         for volatile in ("worker", "seconds"):
             one.pop(volatile), other.pop(volatile)
         assert one == other
-    left_over = [path.name for path in store.rglob("*") if path.name.startswith(".tmp-") or "error" in path.name]
-    assert not left_over
+    assert not list(store.glob("receipts/*/*.error.json"))
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
@@ -138,7 +145,8 @@ def test_stopped_while_extracting(
         assert "Traceback" not in err
         assert f" of {total} units are stored" in errors[0]
         said = int(errors[0].split(" of ")[0].rsplit(" ", 1)[1])
-        assert said == len(kept)
+        assert said == len(kept), "the message must count what is on disk"
+        assert not list(store.rglob(".tmp-*"))
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in store.glob("receipts/*/*.json")}
 
     report = resume(case, store)
@@ -149,7 +157,7 @@ def test_stopped_while_extracting(
     assert_equals_reference(case, store)
 
 
-@pytest.mark.parametrize("sign", ["manifest.json", "plans", "captures", "activations"])
+@pytest.mark.parametrize("sign", ["manifest.json", "plans", "captures"])
 def test_killed_while_planning(
     sign: str, case: Case, start: Callable[[list[str]], subprocess.Popen[str]], tmp_path: Path
 ) -> None:

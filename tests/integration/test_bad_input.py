@@ -12,7 +12,10 @@ import pytest
 from commands import ok, run_cli, snapshot, write_jsonl
 from conftest import PROBE, SELECTION, Built
 
+from cliffstore.corpus.template import TOO_LONG
+
 FRESH = "fresh-store"
+SITES = ("--sites", "resid_post,final_norm")
 
 
 @dataclass(frozen=True)
@@ -123,18 +126,20 @@ CASES: list[tuple[str, Callable[[World], Arguments], tuple[str, ...]]] = [
     ("unknown site", lambda w: w.extract("--sites", "resid_pst"), ("resid_pst", "resid_post")),
     ("unknown dtype", lambda w: w.extract("--dtype", "float8"), ("dtype", "float8")),
     # The store.
-    ("another tokenizer", lambda w: w.extract(model=w.other_tokenizer(), store=w.store), ("tokenizer", "--store")),
-    ("another template", lambda w: w.extract(model=w.other_template(), store=w.store), ("template", "--store")),
+    (
+        "another tokenizer",
+        lambda w: w.extract(*SITES, model=w.other_tokenizer(), store=w.store),
+        ("tokenizer", "--store"),
+    ),
+    ("another template", lambda w: w.extract(*SITES, model=w.other_template(), store=w.store), ("template", "--store")),
     (
         "another corpus on the same store",
-        lambda w: w.extract(
-            "--sites", "resid_post,final_norm", corpus=w.rows("other.jsonl", {"prompt": "hi"}), store=w.store
-        ),
-        ("another corpus", "requests.jsonl", "--store"),
+        lambda w: w.extract(*SITES, corpus=w.rows("other.jsonl", {"prompt": "hi"}), store=w.store),
+        ("another corpus", "requests", "--store"),
     ),
     (
         "extract into a newer format",
-        lambda w: w.extract(store=w.manifest(format_version=99)),
+        lambda w: w.extract(*SITES, store=w.manifest(format_version=99)),
         ("format version 99", "newer cliffstore"),
     ),
     ("info on a newer format", lambda w: ["info", w.manifest(format_version=99)], ("99", "newer cliffstore")),
@@ -238,7 +243,7 @@ CASES: list[tuple[str, Callable[[World], Arguments], tuple[str, ...]]] = [
     ("no such YAML", lambda w: w.extract("--config", w.folder / "none.yaml"), ("none.yaml",)),
     ("unknown option", lambda w: w.extract("--modle", "x"), ("--modle",)),
     ("unknown command", lambda w: ["extrac", w.built.corpus], ("extrac",)),
-    ("a number that is none", lambda w: w.extract("--limit", "many"), ("many",)),
+    ("a number that is none", lambda w: w.extract("--limit", "many"), ("--limit", "integer")),
     ("no --model", lambda w: ["extract", w.built.corpus, "--store", w.fresh], ("model",)),
     ("no --store", lambda w: ["extract", w.built.corpus, "--model", w.built.model], ("store",)),
     ("no corpus", lambda w: ["extract", "--model", w.built.model, "--store", w.fresh], ("corpus",)),
@@ -306,7 +311,7 @@ def test_bad_rows_are_skipped_with_reasons(built: Built, tmp_path: Path) -> None
     assert counts == [
         {"reason": "bad row", "n": 1},
         {"reason": "empty prompt", "n": 3},
-        {"reason": "too long", "n": 1},
+        {"reason": TOO_LONG, "n": 1},
     ]
     rows = {row["id"]: row for row in ok("sql", store, "SELECT * FROM skipped", "--json").json}
     assert rows["long"]["location"] == "mixed.jsonl:5"

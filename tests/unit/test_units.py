@@ -142,7 +142,6 @@ def test_digest_is_stable() -> None:
     assert _changed_plans()["nothing"].digest == _changed_plans()["nothing"].digest
 
 
-@pytest.mark.xfail(strict=True, reason="make_plan sorts skipped rows by location, reason and detail only")
 def test_skipped_rows_at_the_same_place_of_two_files_have_an_order() -> None:
     """`a/corpus.jsonl` and `b/corpus.jsonl` have the same base name, hence the same locations."""
     skipped = tuple(SkippedRow(id_, "corpus", "corpus.jsonl:1", "empty prompt", "") for id_ in "xy")
