@@ -59,6 +59,9 @@ def find_model(name: str, revision: str | None, notice: Callable[[str], None]) -
     location = _location(name, notice)
     config = _read_config(name, location, revision)
     text = config.get_text_config()
+    if not hasattr(text, "num_hidden_layers") or not hasattr(text, "hidden_size"):
+        raise ModelError(f"model {name}: a {config.model_type} has no layers of one width to capture")
+    dtype = str(getattr(text, "dtype", None) or getattr(config, "dtype", None) or "float32").removeprefix("torch.")
     commit = getattr(config, "_commit_hash", None)
     identity = ModelIdentity(
         name=_public_name(name),
@@ -69,7 +72,6 @@ def find_model(name: str, revision: str | None, notice: Callable[[str], None]) -
         n_layers=int(text.num_hidden_layers),
         d_model=int(text.hidden_size),
     )
-    dtype = str(getattr(text, "dtype", None) or getattr(config, "dtype", None) or "float32").removeprefix("torch.")
     return ModelSource(location, commit or revision, identity, getattr(text, "max_position_embeddings", None), dtype)
 
 
@@ -134,6 +136,8 @@ def _location(name: str, notice: Callable[[str], None]) -> str:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ModelError(f"model {name}: the folder has no config.json; give the folder that save_pretrained wrote")
+        if not any(path.glob("*.safetensors")):
+            raise ModelError(f"model {name}: the folder has no .safetensors weights; pickled weights are never loaded")
         return str(path)
     if name.startswith((".", "/", "~")) or path.exists() or name.count("/") > 1:
         raise ModelError(f"model {name}: no such folder")

@@ -11,10 +11,11 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import cast
 
 from cliffstore import __version__
 from cliffstore.config import ExtractConfig, load_config
-from cliffstore.errors import ExtractionError, InterruptedRunError, StoreError
+from cliffstore.errors import ExtractionError, InterruptedRunError, ModelError, StoreError
 from cliffstore.extract.unit import WorkerSpec
 from cliffstore.model.loader import ModelSource, choose_device, find_model
 from cliffstore.model.sites import arrays_of, parse_layers
@@ -23,6 +24,7 @@ from cliffstore.run.planning import plan_corpus, write_plan
 from cliffstore.run.progress import LineReporter, Reporter
 from cliffstore.schema import ArrayIdentity, CaptureDocument, Dtype, Receipt
 from cliffstore.store import receipts
+from cliffstore.store.arrays import STORED_DTYPE
 from cliffstore.store.objects import ObjectStore
 from cliffstore.store.reader import StoreReader, compact_ranges, read_manifest
 from cliffstore.store.writer import capture_specs, create_capture
@@ -225,14 +227,16 @@ def _model_key(capture: CaptureDocument) -> tuple[str | None, ...]:
 
 
 def _new_capture(config: ExtractConfig, source: ModelSource, arrays: Sequence[ArrayIdentity]) -> CaptureDocument:
-    dtype: Dtype = source.dtype if config.dtype == "auto" else config.dtype  # type: ignore[assignment]
+    dtype = source.dtype if config.dtype == "auto" else config.dtype
+    if dtype not in STORED_DTYPE:
+        raise ModelError(f"model {config.model} is in {dtype}, which is not stored: choose one with --dtype")
     device = choose_device(config.device).type
     document = CaptureDocument(
         capture="",
         alias=config.model_alias,
         model=source.identity,
         arrays=list(arrays),
-        dtype=dtype,
+        dtype=cast(Dtype, dtype),
         batch_tokens=config.batch_tokens or _BATCH_TOKENS.get(device, _BATCH_TOKENS_ACCELERATOR),
         cliffstore_version=__version__,
     )
