@@ -86,7 +86,13 @@ def load_config(path: str | None, overrides: dict[str, object]) -> ExtractConfig
     except ValidationError as error:
         first = error.errors()[0]
         option = ".".join(str(part) for part in first["loc"]).replace("_", "-") or "configuration"
-        raise ConfigError(f"option {option}: {first['msg']} (got {first.get('input')!r})") from None
+        if first["type"] == "missing":
+            raise ConfigError(
+                f"{option} is not given: say {'CORPUS...' if option == 'corpus' else f'--{option}'}"
+            ) from None
+        given = first.get("input")
+        shown = f" (got {given!r})" if isinstance(given, str | int | float) else ""
+        raise ConfigError(f"option {option}: {first['msg']}{shown}") from None
 
 
 def _read_yaml(path: str) -> dict[str, object]:

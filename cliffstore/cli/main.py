@@ -56,6 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except typer.Exit as stop:
         return stop.exit_code
+    except OSError as error:
+        _say(f"{type(error).__name__}: {error}")
+        return 1
     except (KeyboardInterrupt, typer.Abort):
         _say("interrupted")
         return 130

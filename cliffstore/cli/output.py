@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Annotated
 
 import typer
@@ -20,7 +21,18 @@ _WIDEST_CELL = 60
 
 def print_json(value: object) -> None:
     """Print one value as JSON on standard output."""
-    print(json.dumps(value, default=str, ensure_ascii=False))
+    print(to_json(value))
+
+
+def to_json(value: object) -> str:
+    """Return a value as JSON; numbers that JSON has no type of its own for stay numbers."""
+    return json.dumps(value, default=_plain, ensure_ascii=False)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
+    return str(value)
 
 
 def print_lines(facts: Mapping[str, object]) -> None:

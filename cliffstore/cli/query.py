@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cliffstore.cli.output import Json, StoreUrl, print_json, print_table
+from cliffstore.cli.output import Json, StoreUrl, print_json, print_table, to_json
 from cliffstore.errors import QueryError
 
 if TYPE_CHECKING:
@@ -56,8 +56,6 @@ def sql(
 
 
 def _encoded(table: pa.Table, format: str) -> bytes:
-    import json as json_module
-
     import pyarrow.csv
     import pyarrow.parquet
 
@@ -67,7 +65,7 @@ def _encoded(table: pa.Table, format: str) -> bytes:
     elif format == "csv":
         pyarrow.csv.write_csv(_flat(table), sink)
     elif format == "json":
-        sink.write((json_module.dumps(table.to_pylist(), default=str, ensure_ascii=False) + "\n").encode())
+        sink.write((to_json(table.to_pylist()) + "\n").encode())
     else:
         sink.write(_as_text(table).encode())
     return sink.getvalue()
@@ -75,13 +73,11 @@ def _encoded(table: pa.Table, format: str) -> bytes:
 
 def _flat(table: pa.Table) -> pa.Table:
     """CSV has no lists and no dictionaries: write the former as JSON, the latter as text."""
-    import json as json_module
-
     import pyarrow as pa
 
     for index, field in enumerate(table.schema):
         if pa.types.is_nested(field.type):
-            values = [None if v is None else json_module.dumps(v) for v in table.column(index).to_pylist()]
+            values = [None if v is None else to_json(v) for v in table.column(index).to_pylist()]
             table = table.set_column(index, field.name, pa.array(values, pa.string()))
         elif pa.types.is_dictionary(field.type):
             table = table.set_column(index, field.name, table.column(index).cast(pa.string()))

@@ -100,9 +100,9 @@ def run_extraction(config: ExtractConfig, reporter: Reporter) -> ExtractReport:
     if manifest is not None:
         reader = StoreReader(config.store, config.storage_options)
         held_plans, held_captures = reader.plans(), reader.captures()
-        check_captures(config.store, capture, held_captures)
     bytes_per_row = sum(spec.bytes_per_row for spec in capture_specs(capture))
     planned = plan_corpus(config, source, manifest, bytes_per_row, reporter)
+    check_captures(config.store, capture, held_captures)
     plan = planned.plan
     reporter.stage(
         f"plan: {plan.n_examples:,} examples, {plan.n_tokens:,} tokens are {plan.n_rows:,} rows "
@@ -185,7 +185,7 @@ def _run_units(
     try:
         executor.run(spec, pending, on_done)
     except InterruptedRunError:
-        kept = done_before + len(found)
+        kept = len(receipts.committed(ObjectStore(config.store, config.storage_options), spec.capture.capture))
         raise InterruptedRunError(
             f"interrupted: {kept} of {total} units are stored; run the same command again to go on"
         ) from None

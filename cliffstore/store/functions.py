@@ -154,10 +154,10 @@ def _vectors(
     reader: StoreReader, site: str, layer: int, alias: str, rows_N: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float32]]:
     """Return which of the rows are extracted, and the vectors of those, flattened to [M, width]."""
-    capture, _ = reader.find_array(site, layer, alias)
+    capture, spec = reader.find_array(site, layer, alias)
     extracted = reader.extracted(capture.capture, rows_N)
     found = reader.vectors(site, layer, rows_N[extracted], alias)
-    return extracted, found.reshape(len(found), -1)
+    return extracted, found.reshape(len(found), int(np.prod(spec.row_shape)))
 
 
 def _integers(column: Column) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:

@@ -34,24 +34,29 @@ def read_manifest(objects: ObjectStore) -> Manifest | None:
         content = objects.get(layout.MANIFEST)
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise StoreError(f"store {objects.url} cannot be read: {error.strerror or error}") from None
+    version = _format_version(content)
+    if version is not None and version > FORMAT_VERSION:
+        raise StoreError(
+            f"store {objects.url} has format version {version}, this cliffstore reads up to {FORMAT_VERSION}: "
+            "install a newer cliffstore"
+        )
     try:
         return Manifest.model_validate_json(content)
     except ValidationError:
-        raise StoreError(_why_not_a_manifest(objects.url, content)) from None
+        raise StoreError(
+            f"store {objects.url}: {layout.MANIFEST} is not a cliffstore manifest; give another --store"
+        ) from None
 
 
-def _why_not_a_manifest(url: str, content: bytes) -> str:
+def _format_version(content: bytes) -> int | None:
     try:
         found = json.loads(content)
     except ValueError:
-        found = None
+        return None
     version = found.get("format_version") if isinstance(found, dict) else None
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        return (
-            f"store {url} has format version {version}, this cliffstore reads up to {FORMAT_VERSION}: "
-            "install a newer cliffstore"
-        )
-    return f"store {url}: {layout.MANIFEST} is not a cliffstore manifest; give another --store"
+    return version if isinstance(version, int) else None
 
 
 class StoreReader:
