@@ -176,7 +176,20 @@ class ArraySuite:
         self.open(objects).write(BF16.key, UNIT_ROWS, block)
         assert objects.get(shard) == first
         assert np.array_equal(self.open(objects).read_range(BF16.key, UNIT_ROWS, 2 * UNIT_ROWS), block)
-        assert not self.open(objects).read_range(BF16.key, 0, UNIT_ROWS).any()
+
+    def test_lost_shard_is_not_taken_for_zeros(self, objects: ObjectStore, arrays: ArrayIO) -> None:
+        """Zarr readers fill in zeros for an object that is not there."""
+        arrays.write(BF16.key, 0, block_of(BF16))
+        objects.delete(f"{BF16.key}/c/0/0")
+        for rows in (np.array([5, 3]), np.array([UNIT_ROWS + 1])):
+            with pytest.raises(DamagedStoreError, match="missing"):
+                self.open(objects).read_rows(BF16.key, rows)
+
+    def test_rows_outside_are_refused(self, objects: ObjectStore, arrays: ArrayIO) -> None:
+        arrays.write(BF16.key, 0, block_of(BF16))
+        for row in (-1, N_UNITS * UNIT_ROWS):
+            with pytest.raises(IndexError):
+                self.open(objects).read_rows(BF16.key, np.array([row]))
 
     def test_writing_a_unit_replaces_a_torn_one(self, objects: ObjectStore, arrays: ArrayIO) -> None:
         block = block_of(BF16)

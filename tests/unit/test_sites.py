@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2Model, LlamaConfig, LlamaModel, PreTrainedModel, Qwen2Config, Qwen2Model
 
-from cliffstore.errors import ModelError
+from cliffstore.errors import ModelError, UserError
 from cliffstore.model.capture import SiteCapture
 from cliffstore.model.sites import arrays_of, locate, parse_layers
 from cliffstore.schema import ArrayIdentity, ModelIdentity
@@ -220,7 +220,7 @@ def test_layers(text: str, expected: list[int]) -> None:
     ],
 )
 def test_bad_layers_are_the_users_mistake(text: str, message: str) -> None:
-    with pytest.raises(ModelError, match=message):
+    with pytest.raises(UserError, match=message):
         parse_layers(text, 4)
 
 
