@@ -1,4 +1,4 @@
-"""The method on real weights: SmolLM2 on benchmark prompts, from the corpus to the probe; and the demo on a tiny model."""
+"""The method on real weights: SmolLM2 on benchmark prompts, corpus to probe; and the demo on a tiny model."""
 
 from __future__ import annotations
 
