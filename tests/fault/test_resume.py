@@ -61,13 +61,20 @@ def case(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Case:
     return Case(corpus, tiny_model, case.reference, report)
 
 
+def _heed_interrupts() -> None:
+    """A shell starts its background jobs with SIGINT ignored, and their children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture
 def start() -> Iterator[Callable[[list[str]], subprocess.Popen[str]]]:
     """Start processes that do not outlive the test."""
     begun: list[subprocess.Popen[str]] = []
 
     def begin(command: list[str]) -> subprocess.Popen[str]:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_heed_interrupts
+        )
         begun.append(process)
         return process
 
