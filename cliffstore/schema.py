@@ -69,7 +69,7 @@ class PlanDocument(Document):
     digest: str = Field(description="sha256 over all examples, their tokens and segments, and the settings")
     counts: PlanCounts
     settings: dict[str, str | int | None]
-    sources: list[str] = Field(description="base names of the inputs")
+    sources: list[str] = Field(description="values of the column source")
     tables: dict[str, str] = Field(description="sha256 of units.parquet and skipped.parquet")
     cliffstore_version: str
 
