@@ -31,10 +31,17 @@ SEGMENTS: tuple[Segment, ...] = tuple(Segment)
 """Segments in code order: `RenderedExample.segments` holds indices into this tuple."""
 
 
+RESID_PRE = "resid_pre"
+RESID_MID = "resid_mid"
 RESID_POST = "resid_post"
+ATTN_OUT = "attn_out"
+MLP_OUT = "mlp_out"
+Z = "z"
 FINAL_NORM = "final_norm"
-SITES = (RESID_POST, FINAL_NORM)
-"""Sites that can be captured. `final_norm` has one array, under the last block's layer."""
+SITES = (RESID_PRE, RESID_MID, RESID_POST, ATTN_OUT, MLP_OUT, Z, FINAL_NORM)
+"""Sites that can be captured, with TransformerLens's meaning of each word. `attn_out` and `mlp_out` are what a block
+adds to the residual stream; `z` is what the attention's output projection receives, head by head; `final_norm` has
+one array, under the last block's layer."""
 
 
 @dataclass(frozen=True, slots=True)
