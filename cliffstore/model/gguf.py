@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cliffstore.errors import ModelError
+from cliffstore.model.location import first_line
 
 _CONVERTER = "1"
 
@@ -62,8 +63,11 @@ def _convert(gguf: Path, folder: Path) -> None:
         with contextlib.redirect_stderr(io.StringIO()):  # progress bars, one a tensor
             tokenizer = AutoTokenizer.from_pretrained(**where)
             model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.bfloat16, **unpack)
-    except (OSError, ValueError, ImportError) as error:
-        raise ModelError(f"model {gguf}: the GGUF file does not load: {str(error).splitlines()[0][:300]}") from None
+    except Exception as error:  # on a damaged file the readers of transformers and tokenizers raise anything
+        raise ModelError(
+            f"model {gguf}: the GGUF file does not load; it may be cut off, or of a kind that transformers does not "
+            f"read ({first_line(error)})"
+        ) from error
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     with contextlib.redirect_stderr(io.StringIO()):

@@ -1,78 +1,24 @@
-"""Finding a model, telling it apart from every other, and loading it without its LM head.
+"""Loading a model's tokenizer and weights, without the LM head, onto one device or spread over several GPUs.
 
-A model is a local folder, a hub name, or a `.gguf` file (converted once, see `gguf.py`). Weights come from safetensors
-only: nothing is unpickled, and no code from a model's repository runs.
+Weights come from safetensors only: nothing is unpickled, and no code from a model's repository runs.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from cliffstore.errors import ModelError
-from cliffstore.model.gguf import converted
-from cliffstore.schema import ModelIdentity
+from cliffstore.model.adapters import lay_over
+from cliffstore.model.identity import ModelSource
+from cliffstore.model.location import first_line
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_SAMPLES = 64
-_SAMPLE_BYTES = 4096
-_VOLATILE_CONFIG = ("_name_or_path", "_model_name_or_path", "transformers_version", "_commit_hash")
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSource:
-    """Where a model is, and who it is.
-
-    Attributes
-    ----------
-    location : folder or hub name that transformers loads from
-    context : longest sequence that the model takes, None where its configuration does not say
-    dtype : what the checkpoint is in
-    """
-
-    location: str
-    revision: str | None
-    identity: ModelIdentity
-    context: int | None
-    dtype: str
-
-
-def find_model(name: str, revision: str | None, notice: Callable[[str], None]) -> ModelSource:
-    """Look a model up and read its configuration; no weights are loaded.
-
-    Parameters
-    ----------
-    notice : told where a GGUF file is unpacked, which takes a while the first time
-
-    Raises
-    ------
-    ModelError
-        There is no such model, or it is none that transformers knows.
-    """
-    location = _location(name, notice)
-    config = _read_config(name, location, revision)
-    text = config.get_text_config()
-    if not hasattr(text, "num_hidden_layers") or not hasattr(text, "hidden_size"):
-        raise ModelError(f"model {name}: a {config.model_type} has no layers of one width to capture")
-    dtype = str(getattr(text, "dtype", None) or getattr(config, "dtype", None) or "float32").removeprefix("torch.")
-    commit = getattr(config, "_commit_hash", None)
-    identity = ModelIdentity(
-        name=_public_name(name),
-        revision=commit,
-        config_digest=_config_digest(config),
-        weights_digest=_weights_digest(Path(location)) if Path(location).is_dir() else None,
-        model_type=str(text.model_type),
-        n_layers=int(text.num_hidden_layers),
-        d_model=int(text.hidden_size),
-    )
-    return ModelSource(location, commit or revision, identity, getattr(text, "max_position_embeddings", None), dtype)
+_WEIGHTS_SHARE = 0.9
+"""Part of a GPU's free memory that weights may take; activations need the rest."""
 
 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
@@ -82,102 +28,129 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(source.location, revision=source.revision)
     except (OSError, ValueError) as error:
-        raise ModelError(f"model {source.identity.name} has no tokenizer that loads: {_first_line(error)}") from None
+        raise ModelError(f"model {source.identity.name} has no tokenizer that loads: {first_line(error)}") from None
 
 
-def load_model(source: ModelSource, dtype: str, device: str) -> PreTrainedModel:
-    """Load a model without its LM head, in evaluation mode.
+def load_model(source: ModelSource, dtype: str, device: str, gpus: int = 1) -> PreTrainedModel:
+    """Load a model without its LM head, its adapter laid over it, in evaluation mode.
+
+    With an adapter the LM head is loaded too, and dropped: adapters name their weights after the whole model.
+
+    Parameters
+    ----------
+    device : see `choose_device`; `auto` or `cuda` where there are several GPUs
+    gpus : GPUs that the model's blocks are spread over
 
     Raises
     ------
     ModelError
-        It has no safetensors weights, or they lack parameters.
+        It has no safetensors weights, they lack parameters, the device is not there, the adapter does not fit, or
+        the model does not fit on the GPUs.
+    """
+    chosen = choose_device(device)
+    placement: Mapping[str, object] = {}
+    if gpus > 1:
+        if device not in ("auto", "cuda"):
+            raise ModelError(f"--device {device} is one device, --gpus-per-actor {gpus} needs several: give only one")
+        placement = spread(gpu_memory(), gpus)
+    model = _load_weights(source, dtype, placement)
+    if gpus > 1:
+        check_placement(source.identity.name, getattr(model, "hf_device_map", {}), gpus)
+    if source.adapter is not None:
+        model = lay_over(model, source.adapter, source.identity.name)
+    model = model.eval().requires_grad_(False)
+    return model if gpus > 1 else model.to(chosen)
+
+
+def choose_device(device: str) -> torch.device:
+    """Return the named device; `auto` is the GPU where there is one.
+
+    Raises
+    ------
+    ModelError
+        There is no such device on this machine.
     """
     import torch
-    from transformers import AutoModel
+
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ModelError(f"device {device!r}: {first_line(error)}") from None
+    count = _device_count(chosen.type)
+    if (chosen.index or 0) >= count:
+        have = f"{count} of kind {chosen.type}, counted from 0" if count else f"none of kind {chosen.type}"
+        raise ModelError(f"device {device!r} is not on this machine, which has {have}: choose another with --device")
+    return chosen
+
+
+def spread(free_bytes: Sequence[int], gpus: int) -> dict[str, object]:
+    """Return the arguments of `from_pretrained` that spread a model over the first `gpus` GPUs.
+
+    Parameters
+    ----------
+    free_bytes : free memory of each visible GPU
+
+    Raises
+    ------
+    ModelError
+        Fewer GPUs are visible.
+    """
+    if len(free_bytes) < gpus:
+        raise ModelError(f"--gpus-per-actor {gpus}: only {len(free_bytes)} GPU(s) are visible here")
+    share = {index: int(free * _WEIGHTS_SHARE) for index, free in enumerate(free_bytes[:gpus])}
+    return {"device_map": "auto", "max_memory": share}
+
+
+def check_placement(name: str, placement: Mapping[str, object], gpus: int) -> None:
+    """Raise `ModelError` where part of a model (module -> device) was left off the GPUs, which would crawl."""
+    if any(str(device).partition(":")[0] in ("cpu", "disk", "meta") for device in placement.values()):
+        raise ModelError(f"model {name} does not fit on {gpus} GPUs: give more with --gpus-per-actor")
+
+
+def _load_weights(source: ModelSource, dtype: str, placement: Mapping[str, object]) -> PreTrainedModel:
+    """Load a model, with its LM head only if there is an adapter. All of its layers' weights must be there."""
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoModel, AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    whole = source.adapter is not None
     try:
-        model, report = AutoModel.from_pretrained(
+        model, report = (AutoModelForCausalLM if whole else AutoModel).from_pretrained(
             source.location,
             revision=source.revision,
             dtype=getattr(torch, dtype),
             use_safetensors=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below by name
+            **placement,
         )
-    except (OSError, ValueError) as error:
-        raise ModelError(f"model {source.identity.name} does not load: {_first_line(error)}") from None
-    if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"model {source.identity.name} does not load: {first_line(error)}") from None
+    body = f"{model.base_model_prefix}." if whole and model.base_model is not model else ""
+    missing = sorted(key for key in report["missing_keys"] if key.startswith(body))
+    if missing:
         raise ModelError(f"model {source.identity.name} lacks {len(missing)} weights, the first is {missing[0]}")
-    return model.eval().requires_grad_(False).to(choose_device(device))
+    misshapen = sorted(key for key, *_ in report["mismatched_keys"] if key.startswith(body))
+    if misshapen:
+        raise ModelError(f"model {source.identity.name}: {misshapen[0]} has not the shape that config.json implies")
+    return model
 
 
-def choose_device(device: str) -> torch.device:
-    """Return the named device; `auto` is the GPU where there is one."""
+def _device_count(kind: str) -> int:
     import torch
 
-    if device != "auto":
-        try:
-            return torch.device(device)
-        except RuntimeError as error:
-            raise ModelError(f"device {device!r}: {_first_line(error)}") from None
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if kind == "cuda" and not torch.cuda.is_available():  # the driver may count devices that torch cannot use
+        return 0
+    count = getattr(getattr(torch, kind, None), "device_count", None)
+    return int(count()) if count is not None else 0
 
 
-def _location(name: str, notice: Callable[[str], None]) -> str:
-    path = Path(name).expanduser()
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise ModelError(f"model {name}: no such file")
-        return str(converted(path, notice))
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ModelError(f"model {name}: the folder has no config.json; give the folder that save_pretrained wrote")
-        if not any(path.glob("*.safetensors")):
-            raise ModelError(f"model {name}: the folder has no .safetensors weights; pickled weights are never loaded")
-        return str(path)
-    if name.startswith((".", "/", "~")) or path.exists() or name.count("/") > 1:
-        raise ModelError(f"model {name}: no such folder")
-    return name
+def gpu_memory() -> list[int]:
+    import torch
 
-
-def _public_name(name: str) -> str:
-    """Hub names stay whole; of local paths only the last part is kept, so that stores do not depend on a machine."""
-    path = Path(name).expanduser()
-    return path.resolve().name if path.exists() else name
-
-
-def _read_config(name: str, location: str, revision: str | None) -> PretrainedConfig:
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(location, revision=revision)
-    except OSError as error:
-        raise ModelError(f"model {name}: no such folder, and not found on the hub ({_first_line(error)})") from None
-    except ValueError as error:
-        raise ModelError(f"model {name}: {_first_line(error)}") from None
-
-
-def _config_digest(config: PretrainedConfig) -> str:
-    values = {key: value for key, value in config.to_dict().items() if key not in _VOLATILE_CONFIG}
-    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _weights_digest(folder: Path) -> str:
-    """Digest name, size and evenly spread samples of every weight file: a tuned twin differs, and it takes no time."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
-        size = path.stat().st_size
-        digest.update(f"{path.name}:{size};".encode())
-        with path.open("rb") as file:
-            for sample in range(_SAMPLES):
-                file.seek(max(size - _SAMPLE_BYTES, 0) * sample // max(_SAMPLES - 1, 1))
-                digest.update(file.read(_SAMPLE_BYTES))
-    return digest.hexdigest()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+    return [torch.cuda.mem_get_info(index)[0] for index in range(_device_count("cuda"))]
