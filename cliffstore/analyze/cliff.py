@@ -3,6 +3,9 @@
 plateau = mean score over the segment `think`; final = score at the decision position; cliff = plateau - final
 (DESIGN: Words). Scores are logits. Each example is averaged over the tokens it has: nothing is padded. An example
 without thinking has no plateau and no cliff; it stays in the table, with null in both.
+
+Where not all positions are stored, the mean goes over the thinking tokens that are, and the steepest position ends
+the largest fall from one stored token to the next, however far apart they are.
 """
 
 from __future__ import annotations
@@ -37,15 +40,33 @@ steepest AS (
 SELECT example, plateau, final, plateau - final AS cliff, n_think, steepest_position
 FROM ends LEFT JOIN steepest USING (example) ORDER BY example
 """
+GAPS_SQL = """
+WITH s AS (
+    SELECT example, count(*) FILTER (segment = 'think') AS n_think FROM scores WHERE probe = $probe GROUP BY example
+),
+gaps AS (SELECT DISTINCT example FROM tokens WHERE row IS NULL AND segment = 'think')
+SELECT count(*) FILTER (n_think > 0) AS partial, count(*) FILTER (n_think = 0) AS absent
+FROM gaps JOIN s USING (example)
+"""
+"""Scored examples of which a part of the thinking, or all of it, is not stored."""
 
 
 @dataclass(frozen=True, slots=True)
 class CliffReport:
-    """What was ranked: examples with scores, and how many of them have no thinking and hence no cliff."""
+    """What was ranked: examples with scores. The further counts are zero where all positions are stored.
+
+    Attributes
+    ----------
+    without_thinking : examples that have no thinking with scores, hence no cliff
+    without_decision : examples that have no score at the decision position, hence no cliff
+    partial_thinking : examples whose plateau is that of a part of their thinking
+    """
 
     probe: str
     examples: int
     without_thinking: int
+    without_decision: int = 0
+    partial_thinking: int = 0
 
 
 def rank_cliffs(catalog: Catalog, probe: str) -> CliffReport:
@@ -54,7 +75,7 @@ def rank_cliffs(catalog: Catalog, probe: str) -> CliffReport:
     Raises
     ------
     ProbeError
-        There is no such probe, or it has no scores.
+        There is no such probe, or it has no scores, or none that a cliff could be made of.
     """
     document, _ = read_probe(catalog.reader.objects, probe)
     table = cliff_table(catalog, probe)
@@ -62,9 +83,16 @@ def rank_cliffs(catalog: Catalog, probe: str) -> CliffReport:
         raise ProbeError(
             f"probe {probe!r} has no scores yet: run `cliffstore score {catalog.reader.url} --probe {probe}`"
         )
+    gaps = catalog.arrow(GAPS_SQL, {"probe": probe}).to_pylist()[0]
+    without_decision = table["final"].null_count
+    if table["cliff"].null_count == table.num_rows and (gaps["absent"] or without_decision):
+        raise ProbeError(
+            "no example has scores both in its thinking and at its decision position: extract with `think,decision` "
+            "among the --positions, into another --store"
+        )
     provenance = {"capture": document.capture, "probe": probe, "probe_digest": document.digest}
     tables.write(catalog.reader.objects, layout.cliffs_table(probe), table, provenance)
-    return CliffReport(probe, table.num_rows, table["cliff"].null_count)
+    return CliffReport(probe, table.num_rows, table["plateau"].null_count, without_decision, gaps["partial"])
 
 
 def cliff_table(catalog: Catalog, probe: str) -> pa.Table:

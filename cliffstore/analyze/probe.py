@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
@@ -89,6 +90,8 @@ def fit_probe(catalog: Catalog, settings: ProbeSettings, notice: Notice) -> tupl
         kind="logistic",
         alias=alias,
         capture=capture.capture,
+        model=capture.model,
+        dtype=capture.dtype,
         site=settings.site,
         layer=best.layer,
         positions="decision",
@@ -164,7 +167,7 @@ def captured_layers(reader: StoreReader, site: str, alias: str, text: str) -> li
 def _read_labels(
     catalog: Catalog, settings: ProbeSettings, where: str | None, notice: Notice
 ) -> tuple[LabelledRows, str]:
-    table = _select(catalog, settings, where)
+    table = _stored_only(_select(catalog, settings, where), where, notice)
     unlabelled = table["label"].null_count
     if unlabelled:
         notice(f"{unlabelled} examples have no {settings.label} and are left out")
@@ -182,13 +185,27 @@ def _read_labels(
     return LabelledRows(rows_N[keep], y_N[keep], tuple(prompts[keep].tolist())), positive
 
 
-def _select(catalog: Catalog, settings: ProbeSettings, where: str | None):  # type: ignore[no-untyped-def]
+def _select(catalog: Catalog, settings: ProbeSettings, where: str | None) -> pa.Table:
     condition = f"WHERE ({where})" if where else ""
     return catalog.arrow(
         f"SELECT e.id, e.prompt, CAST(e._label AS VARCHAR) AS label, t.row FROM "
         f"(SELECT *, ({settings.label}) AS _label FROM examples {condition}) e "
-        "JOIN tokens t USING (example) WHERE t.to_decision = 0 AND t.row IS NOT NULL ORDER BY e.id"
+        "JOIN tokens t USING (example) WHERE t.to_decision = 0 ORDER BY e.id"
     )
+
+
+def _stored_only(table: pa.Table, where: str | None, notice: Notice) -> pa.Table:
+    """Leave out examples whose decision position is not among the stored ones (`extract --positions`)."""
+    unstored = table["row"].null_count
+    if unstored and unstored == table.num_rows:
+        chosen = f" where {where}" if where else ""
+        raise ProbeError(
+            f"no example{chosen} has a vector at its decision position, on which a probe is fitted: "
+            "extract with `decision` among the --positions, into another --store"
+        )
+    if unstored:
+        notice(f"{unstored} examples have no vector at their decision position and are left out")
+    return table.filter(table["row"].is_valid())
 
 
 def _extracted(reader: StoreReader, settings: ProbeSettings, rows_N: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:

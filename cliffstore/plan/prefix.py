@@ -57,3 +57,31 @@ def assign_rows(sequences: Sequence[TokenIds], shared: Sequence[int], row_start:
         rows.append(np.concatenate([rows[-1][:n_shared], own]) if n_shared else own)
         next_row += n_new
     return rows
+
+
+def rows_of_selected(
+    nodes: Sequence[npt.NDArray[np.int64]], selected: Sequence[npt.NDArray[np.bool_]], row_start: int
+) -> tuple[list[npt.NDArray[np.int64]], int]:
+    """Give a row to each node that at least one sequence selects, in the order of the nodes.
+
+    Parameters
+    ----------
+    nodes : for each sequence, int64 [C]: the node of every position, numbered from 0 (`assign_rows`)
+    selected : for each sequence, bool [T], T >= C; nothing is selected from C on
+    row_start : the first row
+
+    Returns
+    -------
+    For each sequence, int64 [T]: the row of every selected position, -1 elsewhere, even where the node has a row
+    because another sequence selects it. And how many rows there are; they are dense from `row_start`.
+    """
+    has_row = np.zeros(1 + max(int(nodes_C[-1]) for nodes_C in nodes), dtype=np.bool_)
+    for nodes_C, selected_T in zip(nodes, selected, strict=True):
+        has_row[nodes_C[selected_T[: len(nodes_C)]]] = True
+    row_of_node = row_start - 1 + np.cumsum(has_row, dtype=np.int64)
+    rows: list[npt.NDArray[np.int64]] = []
+    for nodes_C, selected_T in zip(nodes, selected, strict=True):
+        rows_T = np.full(len(selected_T), -1, dtype=np.int64)
+        rows_T[selected_T] = row_of_node[nodes_C[selected_T[: len(nodes_C)]]]
+        rows.append(rows_T)
+    return rows, int(has_row.sum())

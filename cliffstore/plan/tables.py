@@ -42,12 +42,13 @@ def examples_table(unit: Unit, extra_schema: pa.Schema) -> pa.Table:
 
 
 def tokens_table(unit: Unit, token_text: TokenText) -> pa.Table:
-    """Return the tokens of a unit, sorted by example and position."""
+    """Return all tokens of a unit, sorted by example and position; `row` is null where a position is not stored."""
     lengths = [len(planned.rows) for planned in unit.examples]
     token_ids = np.concatenate([planned.example.token_ids for planned in unit.examples])
     segments = np.concatenate([planned.example.segments for planned in unit.examples])
     positions = np.concatenate([np.arange(length, dtype=np.int32) for length in lengths])
     decisions = np.repeat([planned.example.decision for planned in unit.examples], lengths)
+    rows = np.concatenate([planned.rows for planned in unit.examples])
     distinct, codes = np.unique(token_ids, return_inverse=True)
     columns = {
         "example": np.repeat([planned.ordinal for planned in unit.examples], lengths),
@@ -56,7 +57,7 @@ def tokens_table(unit: Unit, token_text: TokenText) -> pa.Table:
         "token": _dictionary(codes, token_text([int(token) for token in distinct])),
         "segment": _dictionary(segments, [segment.value for segment in SEGMENTS]),
         "to_decision": (positions - decisions).astype(np.int32),
-        "row": np.concatenate([planned.rows for planned in unit.examples]),
+        "row": pa.array(rows, mask=rows < 0),
     }
     return pa.table(columns, schema=TOKENS)
 

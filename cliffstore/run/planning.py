@@ -12,9 +12,11 @@ from cliffstore.config import ExtractConfig
 from cliffstore.corpus.sources import read_corpus
 from cliffstore.corpus.template import Renderer, ThinkMarkers, tokenizer_digest
 from cliffstore.errors import ConfigError, CorpusError, StoreError
-from cliffstore.model.loader import ModelSource, load_tokenizer
+from cliffstore.model.identity import ModelSource
+from cliffstore.model.loader import load_tokenizer
+from cliffstore.plan.positions import Positions, parse_positions
 from cliffstore.plan.tables import examples_table, skipped_table, tokens_table, units_table
-from cliffstore.plan.units import CHUNK_ROWS, Plan, make_plan
+from cliffstore.plan.units import CHUNK_ROWS, Plan, longest_example, make_plan, whole_chunks
 from cliffstore.records import RenderedExample, SkippedRow
 from cliffstore.run.progress import Reporter
 from cliffstore.schema import Chunking, Manifest, PlanCounts, PlanDocument, TokenizerIdentity
@@ -43,8 +45,9 @@ def plan_corpus(
     CorpusError, ModelError, ConfigError
         The input is wrong.
     StoreError
-        The store was made with another tokenizer or template.
+        The store was made with another tokenizer, template or size of units.
     """
+    positions = parse_positions(config.positions)
     tokenizer = load_tokenizer(source)
     renderer = Renderer(
         tokenizer,
@@ -74,11 +77,12 @@ def plan_corpus(
     skipped = [*corpus.skipped, *(one for one in rendered if isinstance(one, SkippedRow))]
     for notice in (*corpus.notices, *renderer.notices):
         reporter.notice(notice)
-    if not examples:
-        raise CorpusError(f"every row of the corpus was skipped: {count_reasons(skipped)}")
-    if skipped:
-        reporter.notice(f"{len(skipped)} rows skipped: {count_reasons(skipped)} (SELECT * FROM skipped)")
-    plan = _plan(config, examples, skipped, identity, manifest, bytes_per_row)
+    unit_rows = _unit_rows(config, manifest, examples, positions)
+    plan = _plan(config, examples, skipped, positions, identity, unit_rows, bytes_per_row)
+    if not plan.units:
+        raise CorpusError(f"every row of the corpus was skipped: {count_reasons(plan.skipped)}")
+    if plan.skipped:
+        reporter.notice(f"{len(plan.skipped)} rows skipped: {count_reasons(plan.skipped)} (SELECT * FROM skipped)")
     distinct = sorted({int(token) for example in examples for token in example.token_ids})
     text = dict(zip(distinct, tokenizer.batch_decode([[token] for token in distinct]), strict=True))
     return Planned(plan, identity, text, corpus.extra_schema)
@@ -100,22 +104,20 @@ def check_tokenizer(url: str, manifest: Manifest, identity: TokenizerIdentity) -
         )
 
 
-def write_plan(objects: ObjectStore, planned: Planned, manifest: Manifest | None, held: Sequence[PlanDocument]) -> None:
-    """Begin the store where there is none, and write the plan unless it is there already.
+def check_plan(url: str, plan: Plan, held: Sequence[PlanDocument]) -> None:
+    """Raise `StoreError` where the store holds another plan."""
+    if held and all(document.plan != plan.name for document in held):
+        raise StoreError(
+            f"store {url} holds another corpus or other settings ({held[0].plan}: {held[0].counts.examples} "
+            f"examples of {', '.join(held[0].sources)}): give another --store"
+        )
 
-    Raises
-    ------
-    StoreError
-        The store holds another plan.
-    """
+
+def write_plan(objects: ObjectStore, planned: Planned, manifest: Manifest | None, held: Sequence[PlanDocument]) -> None:
+    """Begin the store where there is none, and write the plan unless it is there already."""
     plan = planned.plan
     if any(document.plan == plan.name for document in held):
         return
-    if held:
-        raise StoreError(
-            f"store {objects.url} holds another corpus or other settings ({held[0].plan}: {held[0].counts.examples} "
-            f"examples of {', '.join(held[0].sources)}): give another --store"
-        )
     if manifest is None:
         create_manifest(objects, _new_manifest(planned))
     provenance = {"store_tokenizer": planned.tokenizer.digest, "plan": plan.name}
@@ -171,22 +173,43 @@ def _markers(config: ExtractConfig) -> ThinkMarkers | None:
     return ThinkMarkers(config.think_open, config.think_close)
 
 
+def _unit_rows(
+    config: ExtractConfig, manifest: Manifest | None, examples: Sequence[RenderedExample], positions: Positions
+) -> int | None:
+    """Return the rows of a unit where the store or the user fixes them.
+
+    What the user asks for is rounded before it is compared with the store, so that the command that began a store
+    also goes on with it.
+    """
+    asked = None
+    if config.unit_rows is not None:
+        asked = whole_chunks(max(config.unit_rows, longest_example(examples, positions)))
+    if manifest is None:
+        return asked
+    held = manifest.chunking.unit_rows
+    if asked not in (None, held):
+        raise StoreError(f"store {config.store} has units of {held} rows: leave --unit-rows out")
+    return held
+
+
 def _plan(
     config: ExtractConfig,
     examples: Sequence[RenderedExample],
     skipped: Sequence[SkippedRow],
+    positions: Positions,
     identity: TokenizerIdentity,
-    manifest: Manifest | None,
+    unit_rows: int | None,
     bytes_per_row: int,
 ) -> Plan:
     try:
         return make_plan(
             examples,
             skipped,
+            positions=positions,
             bytes_per_row=bytes_per_row,
             identity={"tokenizer": identity.digest, "template": identity.template_digest},
-            settings={"positions": "all", "max_tokens": config.max_tokens},
-            unit_rows=manifest.chunking.unit_rows if manifest else None,
+            settings={"max_tokens": config.max_tokens},
+            unit_rows=unit_rows,
         )
     except ValueError as error:
         raise StoreError(f"store {config.store}: {error}; give another --store, or --max-tokens") from None

@@ -1,0 +1,105 @@
+"""From corpus to plan: which positions, which size of units, and what is refused before anything is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from commands import write_jsonl
+
+from cliffstore.config import load_config
+from cliffstore.errors import ConfigError, CorpusError, StoreError
+from cliffstore.model.identity import ModelSource, find_model
+from cliffstore.plan.units import NO_POSITION, Plan
+from cliffstore.run.planning import plan_corpus, write_plan
+from cliffstore.run.progress import LineReporter
+from cliffstore.store.objects import ObjectStore
+from cliffstore.store.reader import read_manifest
+
+LONG = "Why is the sky blue and the grass green? " * 40
+ROWS = [
+    {"id": "plain", "prompt": "Say hello.", "response": "Hello."},
+    {"id": "thinks", "prompt": "Say no.", "thinking": "I will refuse.", "response": "No."},
+    {"id": "long", "prompt": LONG},
+]
+
+
+@dataclass(frozen=True)
+class Desk:
+    """A corpus, a model and a place for a store."""
+
+    source: ModelSource
+    folder: Path
+
+    def plan(self, *rows: dict[str, str], corpus: str | None = None, **options: object) -> Plan:
+        """Plan these rows, and begin the store with the plan if there is none."""
+        path = corpus or str(write_jsonl(self.folder / "corpus.jsonl", rows or ROWS))
+        store = str(self.folder / "store")
+        config = load_config(None, {"corpus": (path,), "model": "tiny", "store": store, **options})
+        objects = ObjectStore(store)
+        manifest = read_manifest(objects)
+        planned = plan_corpus(config, self.source, manifest, 1_000, LineReporter())
+        if manifest is None:
+            write_plan(objects, planned, None, [])
+        return planned.plan
+
+
+@pytest.fixture
+def desk(tiny_model: str, tmp_path: Path) -> Desk:
+    return Desk(find_model(tiny_model, None, print), tmp_path)
+
+
+def test_positions_are_checked_before_anything_is_read(desk: Desk) -> None:
+    with pytest.raises(ConfigError, match="decission"):
+        desk.plan(corpus="no-such-file.jsonl", positions="decission")
+
+
+def test_only_chosen_positions_have_rows(desk: Desk) -> None:
+    plan = desk.plan(positions="decision")
+    assert plan.settings["positions"] == "decision"
+    assert plan.n_rows == plan.n_examples == len(ROWS)
+    assert plan.n_rows < plan.n_nodes < plan.n_tokens
+    for unit in plan.units:
+        for one in unit.examples:
+            assert [position for position, row in enumerate(one.rows) if row >= 0] == [one.example.decision]
+
+
+def test_row_without_a_position_to_store_is_skipped_and_told(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = desk.plan(positions="think")
+    assert plan.n_examples == 1
+    assert {row.id: row.reason for row in plan.skipped} == {"plain": NO_POSITION, "long": NO_POSITION}
+    assert f"2 rows skipped: 2 {NO_POSITION}" in capsys.readouterr().err
+
+
+def test_corpus_without_a_position_to_store_is_refused(desk: Desk) -> None:
+    with pytest.raises(CorpusError, match=f"every row of the corpus was skipped: 2 {NO_POSITION}"):
+        desk.plan(ROWS[0], ROWS[2], positions="think")
+    assert not (desk.folder / "store").exists()
+
+
+@pytest.mark.parametrize(("asked", "got"), [(None, 1_024), (512, 512), (513, 768), (256, 512)])
+def test_unit_rows_are_whole_chunks_and_hold_the_longest_example(desk: Desk, asked: int | None, got: int) -> None:
+    """The longest example has some 400 tokens. The command that began the store goes on with it."""
+    plan = desk.plan(unit_rows=asked)
+    assert plan.unit_rows == got
+    assert desk.plan(unit_rows=asked).digest == plan.digest
+    assert desk.plan().digest == plan.digest
+
+
+def test_unit_rows_need_to_hold_stored_positions_only(desk: Desk) -> None:
+    assert desk.plan(unit_rows=256, positions="decision").unit_rows == 256
+
+
+@pytest.mark.parametrize("asked", [256, 1_024])
+def test_other_unit_rows_than_those_of_the_store_are_refused(desk: Desk, asked: int) -> None:
+    desk.plan(unit_rows=768)
+    with pytest.raises(StoreError, match=r"store .* has units of 768 rows: leave --unit-rows out"):
+        desk.plan(unit_rows=asked)
+
+
+def test_example_that_does_not_fit_into_the_store_is_refused(desk: Desk) -> None:
+    desk.plan(ROWS[0], unit_rows=256)
+    with pytest.raises(StoreError, match="256 rows; give another --store"):
+        desk.plan()
+    assert desk.plan(positions="last:9").n_rows > 9
