@@ -55,7 +55,16 @@ class ExtractConfig(BaseModel):
     executor: Literal["auto", "local", "ray"] = "auto"
     actors: int | None = Field(default=None, ge=1)
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps")
-    batch_tokens: int | None = Field(default=None, ge=1, description="padded tokens of one forward pass")
+    adapter: str | None = Field(default=None, description="PEFT adapter over the model: local folder or hub name")
+    gpus_per_actor: int = Field(default=1, ge=1, description="GPUs that one copy of the model is spread over")
+    positions: str = Field(default="all", description="all, decision, think, last:N, stride:K, joined by commas")
+    probe: tuple[str, ...] = Field(default=(), description="score with these probes and store no activation")
+    passes: Literal["auto", "tree", "padded"] = "auto"
+    pass_tokens: int | None = Field(default=None, ge=1, description="tokens of one forward pass")
+    unit_rows: int | None = Field(default=None, ge=256, description="rows of a unit; default: about 1 GiB of vectors")
+    yes: bool = Field(default=False, description="begin, however large the estimate is")
+    confirm_gb: float = Field(default=100.0, ge=0, description="ask above this many GB of vectors")
+    confirm_hours: float = Field(default=12.0, ge=0, description="ask above this many hours")
     max_tokens: int | None = Field(default=None, ge=1, description="longer examples are skipped; default: the context")
     think_open: str | None = None
     think_close: str | None = None

@@ -74,6 +74,12 @@ class PlanDocument(Document):
     cliffstore_version: str
 
 
+class AdapterIdentity(Document):
+    name: str
+    kind: str = Field(description="PEFT's name of the method, such as LORA")
+    digest: str = Field(description="sha256 over the adapter's configuration and weights")
+
+
 class ModelIdentity(Document):
     name: str
     revision: str | None
@@ -82,6 +88,21 @@ class ModelIdentity(Document):
     model_type: str
     n_layers: int
     d_model: int
+    n_heads: int
+    d_head: int
+    adapter: AdapterIdentity | None = None
+
+
+class PassSettings(Document):
+    """How forward passes are made; part of what makes a resumed run equal an undisturbed one."""
+
+    kind: Literal["tree", "padded"] = Field(
+        description="tree: every node of the prefix tree once; padded: one line an example, padded on the right"
+    )
+    tokens: int = Field(description="nodes or padded tokens of one forward pass")
+    products: Literal["native", "float32"] = Field(
+        description="how matrix products of bfloat16 are computed: by the device, or in float32 and rounded"
+    )
 
 
 class ArrayIdentity(Document):
@@ -98,7 +119,7 @@ class CaptureDocument(Document):
     model: ModelIdentity
     arrays: list[ArrayIdentity]
     dtype: Dtype
-    batch_tokens: int = Field(description="padded tokens of one forward pass; part of what makes a resumed run equal")
+    passes: PassSettings
     cliffstore_version: str
 
 
@@ -156,6 +177,8 @@ class ProbeDocument(Document):
     kind: Literal["logistic"]
     alias: str
     capture: str
+    model: ModelIdentity
+    dtype: Dtype
     site: str
     layer: int
     positions: str

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-import pyarrow as pa
-
-from cliffstore.schema import SCORES, ProbeDocument, ScoreReceipt
+from cliffstore.schema import ProbeDocument
 from cliffstore.store import layout, receipts, tables
 from cliffstore.store.arrays import ArraySpec, to_float32
 from cliffstore.store.probes import ProbeWeights, read_probe
 from cliffstore.store.reader import StoreReader
+from cliffstore.store.scores import COLUMNS, ProbeKey, scored_units, write_unit_scores
 
 Advance = Callable[[str], None]
 
@@ -37,42 +35,34 @@ def score_units(reader: StoreReader, probe: str, begin: Callable[[int], None], a
         There is no such probe.
     """
     document, weights = read_probe(reader.objects, probe)
-    _, spec = reader.find_array(document.site, document.layer, document.alias)
-    extracted = sorted(receipts.committed(reader.objects, document.capture))
-    scored = _scored(reader, document)
-    pending = [unit for unit in extracted if unit not in scored]
+    scored = scored_units(reader.objects, probe_key(document))
     plan_of = {row["unit"]: row["plan"] for row in reader.units().to_pylist()}
+    if set(plan_of) <= scored:  # all of them, perhaps by a run that stored no activation
+        begin(0)
+        return ScoreReport(probe, 0, len(scored), 0, 0)
+    _, spec = reader.find_array(document.site, document.layer, document.alias)
+    extracted = set(receipts.committed(reader.objects, document.capture))
+    pending = sorted(extracted - scored)
     begin(len(pending))
     tokens = 0
     for unit in pending:
         tokens += _score_unit(reader, document, weights, spec, plan_of[unit], unit)
         advance("")
-    return ScoreReport(probe, len(pending), len(extracted) - len(pending), len(plan_of) - len(extracted), tokens)
+    done_before = len(scored & set(plan_of))
+    return ScoreReport(probe, len(pending), done_before, len(set(plan_of) - scored - extracted), tokens)
 
 
-def _scored(reader: StoreReader, probe: ProbeDocument) -> set[int]:
-    """Return units whose scores were made with these very weights."""
-    keys = [key for key in reader.objects.list(layout.scores_of(probe.name)) if key.endswith(".json")]
-    found = (ScoreReceipt.model_validate_json(reader.objects.get(key)) for key in keys)
-    return {receipt.unit for receipt in found if receipt.probe_digest == probe.digest}
+def probe_key(document: ProbeDocument) -> ProbeKey:
+    """Return what scores name their probe by."""
+    return ProbeKey(document.name, document.digest, document.capture)
 
 
 def _score_unit(
     reader: StoreReader, probe: ProbeDocument, weights: ProbeWeights, spec: ArraySpec, plan: str, unit: int
 ) -> int:
-    columns = ["example", "position", "to_decision", "segment", "row"]
-    tokens = tables.read(reader.objects, layout.tokens_table(plan, unit), columns)
-    tokens = tokens.filter(tokens["row"].is_valid())
-    rows_N = tokens["row"].to_numpy()
+    tokens = tables.read(reader.objects, layout.tokens_table(plan, unit), COLUMNS)
+    rows_N = tokens["row"].drop_null().to_numpy()
     first, last = int(rows_N.min()), int(rows_N.max())
     stored = reader.arrays.read_range(spec.key, first, last + 1)
     scores_R = weights.scores(to_float32(stored, spec.dtype).reshape(last - first + 1, -1))
-    table = tokens.drop_columns(["row"]).append_column("score", pa.array(scores_R[rows_N - first], pa.float32()))
-    provenance = {"plan": plan, "capture": probe.capture, "probe": probe.name, "probe_digest": probe.digest}
-    key = layout.scores_table(probe.name, unit)
-    digest = tables.write(reader.objects, key, table.cast(SCORES), provenance)
-    receipt = ScoreReceipt(
-        probe=probe.name, probe_digest=probe.digest, unit=unit, n_tokens=len(np.asarray(rows_N)), digest=digest
-    )
-    reader.objects.put(layout.scores_receipt(probe.name, unit), receipt.to_bytes())
-    return receipt.n_tokens
+    return write_unit_scores(reader.objects, plan, probe_key(probe), unit, tokens, first, scores_R).n_tokens

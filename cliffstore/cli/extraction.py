@@ -41,7 +41,25 @@ def extract(
     where: Annotated[str | None, typer.Option(help="SQL condition over the corpus's columns.")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first N rows.")] = None,
     layers: Annotated[str | None, typer.Option(help="all, 0-29, or 8,16. Default: all.")] = None,
-    sites: Annotated[str | None, typer.Option(help="resid_post,final_norm. Default: resid_post.")] = None,
+    sites: Annotated[
+        str | None,
+        typer.Option(
+            help="resid_pre, resid_mid, resid_post, attn_out, mlp_out, z, final_norm; joined by commas. "
+            "Default: resid_post."
+        ),
+    ] = None,
+    positions: Annotated[
+        str | None,
+        typer.Option(help="all, decision, think, last:N, stride:K; joined by commas. Default: all."),
+    ] = None,
+    probe: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--probe",
+            help="Score with this probe while the model runs and store no activation; repeatable. "
+            "A probe of the store, or STORE/probes/NAME of another.",
+        ),
+    ] = None,
     dtype: Annotated[
         str | None, typer.Option(help="auto, bfloat16, float16, float32. Default: the checkpoint's.")
     ] = None,
@@ -52,7 +70,16 @@ def extract(
     ] = None,
     actors: Annotated[int | None, typer.Option(help="Ray actors. Default: one a GPU, else one a node.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda ...")] = None,
-    batch_tokens: Annotated[int | None, typer.Option(help="Padded tokens of one forward pass.")] = None,
+    adapter: Annotated[str | None, typer.Option(help="PEFT adapter over the model: folder or hub name.")] = None,
+    gpus_per_actor: Annotated[int | None, typer.Option(help="GPUs that one copy of the model is spread over.")] = None,
+    passes: Annotated[
+        str | None, typer.Option(help="auto, tree, padded: how forward passes are made. Default: measured.")
+    ] = None,
+    pass_tokens: Annotated[int | None, typer.Option(help="Tokens of one forward pass. Default: measured.")] = None,
+    unit_rows: Annotated[int | None, typer.Option(help="Rows of a unit. Default: about 1 GiB of vectors.")] = None,
+    confirm_gb: Annotated[float | None, typer.Option(help="Ask above this many GB of vectors. Default: 100.")] = None,
+    confirm_hours: Annotated[float | None, typer.Option(help="Ask above this many hours. Default: 12.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Begin, however large the estimate is.")] = False,
     max_tokens: Annotated[int | None, typer.Option(help="Skip longer examples. Default: the model's context.")] = None,
     think_open: Annotated[str | None, typer.Option(help="Text before thinking. Default: the template's.")] = None,
     think_close: Annotated[str | None, typer.Option(help="Text after thinking. Default: the template's.")] = None,
@@ -81,7 +108,16 @@ def extract(
         "executor": executor,
         "actors": actors,
         "device": device,
-        "batch_tokens": batch_tokens,
+        "positions": positions,
+        "probe": tuple(probe) if probe else None,
+        "adapter": adapter,
+        "gpus_per_actor": gpus_per_actor,
+        "passes": passes,
+        "pass_tokens": pass_tokens,
+        "unit_rows": unit_rows,
+        "confirm_gb": confirm_gb,
+        "confirm_hours": confirm_hours,
+        "yes": yes or None,
         "max_tokens": max_tokens,
         "think_open": _unescaped(think_open),
         "think_close": _unescaped(think_close),

@@ -1,22 +1,56 @@
 """Capturing sites during a forward pass.
 
-Legend: B sequences of a pass, T padded positions, D width of the residual stream, N positions that are kept.
-Hooks pick the wanted positions as soon as a block returns, so a pass never holds more than it keeps.
+Hooks hand over the wanted positions as soon as a module returns, and the pass ends with the last of them: no LM head,
+no block above the last captured one, no half of a block that nobody asked for.
+
+Legend: B lines of a pass, T positions a line, N positions that are kept, S keys, C carried keys.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cliffstore.errors import ExtractionError, ModelError
-from cliffstore.model.sites import locate
-from cliffstore.records import FINAL_NORM
+from cliffstore.errors import ExtractionError
+from cliffstore.model import attention
+from cliffstore.model.attention import KeysValues, PassAttention
+from cliffstore.model.sites import HookPoint, hook_points, locate, read_point
 from cliffstore.schema import ArrayIdentity
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
+
+Sink = Callable[[str, "torch.Tensor"], None]
+"""Receives an array's name ('<site>/<layer>') and its vectors [N, ...] on the device that computed them."""
+
+
+@dataclass(frozen=True, slots=True)
+class PassTensors:
+    """One forward pass, on the CPU.
+
+    Attributes
+    ----------
+    input_ids_BT, positions_BT : int64
+    lengths_B : int64, tokens of each line that are not padding
+    kept_N : int64, indices into the flattened B·T positions
+    ends_S : int64, None where lines are plain sequences (see `attention`)
+    carry_C : int64 keys to hold for the next pass, None for none
+    """
+
+    input_ids_BT: torch.Tensor
+    positions_BT: torch.Tensor
+    lengths_B: torch.Tensor
+    kept_N: torch.Tensor
+    ends_S: torch.Tensor | None
+    carry_C: torch.Tensor | None
+
+    @property
+    def n_past(self) -> int:
+        """Nodes of the path before the pass."""
+        return 0 if self.ends_S is None else len(self.ends_S) - self.input_ids_BT.shape[1]
 
 
 class SiteCapture:
@@ -26,60 +60,147 @@ class SiteCapture:
     ----------
     model : without LM head, in evaluation mode; its unused blocks are dropped
     arrays : what to capture
-    n_layers : blocks of the whole model
+    n_layers, n_heads : of the whole model
+    flex : use FlexAttention for passes over trees
+
+    Attributes
+    ----------
+    over_trees : whether passes over prefix trees are possible: the model lets its attention be replaced
+    n_blocks : blocks that are left
+    windows : sliding window that each block asked for in the last pass over a tree
     """
 
-    def __init__(self, model: PreTrainedModel, arrays: Sequence[ArrayIdentity], n_layers: int) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        arrays: Sequence[ArrayIdentity],
+        n_layers: int,
+        n_heads: int,
+        *,
+        flex: bool = False,
+    ) -> None:
         sites = locate(model, n_layers)
+        self.n_blocks = max(array.layer for array in arrays) + 1
+        sites.keep_blocks(self.n_blocks)
         self.model = model
-        self._modules: dict[str, torch.nn.Module] = {}
-        for array in arrays:
-            module = sites.final_norm if array.site == FINAL_NORM else sites.blocks[array.layer]
-            if module is None:
-                raise ModelError(
-                    f"model {type(model).__name__}: its final norm was not found, so there is no final_norm"
-                )
-            self._modules[f"{array.site}/{array.layer}"] = module
-        sites.keep_blocks(max(array.layer for array in arrays) + 1)
+        self.flex = flex
+        self._points = hook_points(model, sites, arrays, n_heads)
+        self._loaded_with = str(model.config._attn_implementation)
+        self.over_trees = attention.install(model)
+        if not self.over_trees:
+            attention.uninstall(model, self._loaded_with)
+        self._path: dict[int, KeysValues] = {}
+        self.windows: dict[int, int | None] = {}
 
     @property
     def device(self) -> torch.device:
-        """Device of the model's weights."""
+        """Device of the model's first weights."""
         return self.model.device
 
-    def forward(
-        self, input_ids_BT: torch.Tensor, mask_BT: torch.Tensor, kept_N: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
-        """Run one right-padded pass.
+    @property
+    def array_names(self) -> list[str]:
+        """Names of what is captured."""
+        return list(self._points)
 
-        Parameters
-        ----------
-        input_ids_BT : int64
-        mask_BT : int64, 1 for tokens and 0 for padding
-        kept_N : int64, indices into the flattened B·T positions
+    @contextmanager
+    def as_loaded(self) -> Iterator[None]:
+        """Run with the attention that the model was loaded with, for a while."""
+        attention.uninstall(self.model, self._loaded_with)
+        self.over_trees = False
+        try:
+            yield
+        finally:
+            self.over_trees = attention.install(self.model)
 
-        Returns
-        -------
-        Array name -> [N, D] in the model's dtype, on the model's device.
+    def leave_trees(self) -> None:
+        """Go back to the attention that the model was loaded with; only padded passes from now on."""
+        attention.uninstall(self.model, self._loaded_with)
+        self.over_trees = False
+        self._path = {}
+
+    def run(self, one: PassTensors, sink: Sink) -> None:
+        """Run one pass. Where it fails, the path that the pass before it left is still there.
+
+        Raises
+        ------
+        ExtractionError
+            A module did not give what it gave when it was located, or the pass continues another path.
         """
         import torch
 
-        found: dict[str, torch.Tensor] = {}
+        with torch.inference_mode():
+            if not self.over_trees:
+                mask_BT = torch.arange(one.input_ids_BT.shape[1])[None, :] < one.lengths_B[:, None]
+                self._forward(one, sink, {"attention_mask": mask_BT.long().to(self.device)})
+                return
+            current = self._attention_of(one)
+            with attention.attending(current):
+                self._forward(one, sink, {"position_ids": one.positions_BT.to(self.device)})
+            self._path = current.carried
+            self.windows = current.windows
 
-        def keep(name: str, output: object) -> None:
-            hidden_BTD = output[0] if isinstance(output, tuple) else output
-            if not isinstance(hidden_BTD, torch.Tensor) or hidden_BTD.dim() != 3:
-                raise ExtractionError(f"{name} is not one hidden state a position: {type(hidden_BTD).__name__}")
-            found[name] = hidden_BTD.flatten(0, 1)[kept_N]
+    def _attention_of(self, one: PassTensors) -> PassAttention:
+        import torch
 
-        handles = [
-            module.register_forward_hook(lambda _module, _inputs, output, name=name: keep(name, output))
-            for name, module in self._modules.items()
-        ]
+        path = self._path if one.n_past else {}
+        held = next(iter(path.values()))[0].shape[2] if path else 0
+        if held != one.n_past:
+            raise ExtractionError(f"a pass continues a path of {one.n_past} nodes, {held} are held")
+        depth_S = torch.cat([torch.arange(one.n_past), one.positions_BT[0]]).to(self.device)
+        return PassAttention(
+            n_queries=one.input_ids_BT.shape[1],
+            depth_S=depth_S,
+            ends_S=None if one.ends_S is None else one.ends_S.to(self.device),
+            past=path,
+            carry_C=None if one.carry_C is None else one.carry_C.to(self.device),
+            flex=self.flex,
+        )
+
+    def _forward(self, one: PassTensors, sink: Sink, arguments: dict[str, torch.Tensor]) -> None:
+        keep = _Keeper(one, sink, waiting=set(self._points))
+        handles = [self._hook(name, point, keep) for name, point in self._points.items()]
         try:
-            with torch.inference_mode():
-                self.model(input_ids=input_ids_BT, attention_mask=mask_BT, use_cache=False)
+            self.model(input_ids=one.input_ids_BT.to(self.device), use_cache=False, **arguments)
+        except _AllFoundError:
+            pass
         finally:
             for handle in handles:
                 handle.remove()
-        return found
+        if keep.waiting:
+            raise ExtractionError(f"{sorted(keep.waiting)[0]} was not computed in a forward pass")
+
+    def _hook(self, name: str, point: HookPoint, keep: _Keeper) -> torch.utils.hooks.RemovableHandle:
+        if point.side == "input":
+            return point.module.register_forward_pre_hook(
+                lambda _module, inputs, kwargs: keep(name, read_point(point, inputs, kwargs, None)), with_kwargs=True
+            )
+        return point.module.register_forward_hook(
+            lambda _module, inputs, kwargs, output: keep(name, read_point(point, inputs, kwargs, output)),
+            with_kwargs=True,
+        )
+
+
+class _AllFoundError(Exception):
+    """Everything that was asked for is computed; what is above it need not be."""
+
+
+class _Keeper:
+    """Passes the kept positions of each site on, and ends the pass after the last."""
+
+    def __init__(self, one: PassTensors, sink: Sink, waiting: set[str]) -> None:
+        self._kept_N, self._sink, self.waiting = one.kept_N, sink, waiting
+        n_positions = one.input_ids_BT.numel()
+        self._keeps_all = len(one.kept_N) == n_positions
+        self._on_device: dict[torch.device, torch.Tensor] = {}
+
+    def __call__(self, name: str, hidden_BTD: torch.Tensor) -> None:
+        vectors_ND = hidden_BTD.flatten(0, 1)
+        if not self._keeps_all:
+            device = hidden_BTD.device
+            if device not in self._on_device:
+                self._on_device[device] = self._kept_N.to(device)
+            vectors_ND = vectors_ND.index_select(0, self._on_device[device])
+        self._sink(name, vectors_ND)
+        self.waiting.discard(name)
+        if not self.waiting:
+            raise _AllFoundError

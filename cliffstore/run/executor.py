@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from cliffstore.errors import ExtractionError, InterruptedRunError
-from cliffstore.extract.unit import UnitWorker, WorkerSpec
-from cliffstore.schema import Receipt
+from cliffstore.extract.calibration import CorpusShape, PassWish
+from cliffstore.extract.unit import Job, Prepared, UnitReport, UnitWorker, WorkerSpec
 
 IN_FLIGHT = 2
 """Units that a worker has at once: one is computed while the one before is written."""
@@ -18,10 +18,10 @@ IN_FLIGHT = 2
 
 @dataclass(frozen=True, slots=True)
 class UnitOutcome:
-    """How one unit ended: with a receipt, or with an error."""
+    """How one unit ended: with a report, or with an error."""
 
     unit: int
-    receipt: Receipt | None
+    report: UnitReport | None
     error: str | None
 
 
@@ -29,12 +29,22 @@ OnDone = Callable[[UnitOutcome], None]
 
 
 class Executor(Protocol):
-    """Runs the units of one capture, in any order, each until it has an outcome."""
+    """Runs the units of a job, in any order, each until it has an outcome: `start`, `prepare`, `run`, `close`."""
 
     description: str
+    n_workers: int
 
-    def run(self, spec: WorkerSpec, units: Sequence[int], on_done: OnDone) -> None:
+    def start(self, spec: WorkerSpec) -> None:
+        """Load the model into a first worker."""
+
+    def prepare(self, wish: PassWish, shape: CorpusShape) -> Prepared:
+        """Choose passes on the first worker."""
+
+    def run(self, job: Job, units: Sequence[int], on_done: OnDone) -> None:
         """Run all units. Raises `InterruptedRunError` where the user stops it; committed units stay committed."""
+
+    def close(self) -> None:
+        """Let go of workers."""
 
 
 def run_unit(worker: UnitWorker, unit: int) -> UnitOutcome:
@@ -55,9 +65,18 @@ class LocalExecutor:
 
     def __init__(self) -> None:
         self.description = "in this process"
+        self.n_workers = 1
+        self._worker: UnitWorker | None = None
 
-    def run(self, spec: WorkerSpec, units: Sequence[int], on_done: OnDone) -> None:
-        worker = UnitWorker(replace(spec, threads=spec.threads or available_cpus()))
+    def start(self, spec: WorkerSpec) -> None:
+        self._worker = UnitWorker(replace(spec, threads=spec.threads or available_cpus()))
+
+    def prepare(self, wish: PassWish, shape: CorpusShape) -> Prepared:
+        return self._started().prepare(wish, shape)
+
+    def run(self, job: Job, units: Sequence[int], on_done: OnDone) -> None:
+        worker = self._started()
+        worker.begin(job)
         waiting = iter(units)
         running: set[Future[UnitOutcome]] = set()
         with ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="unit") as pool:
@@ -73,3 +92,10 @@ class LocalExecutor:
             except KeyboardInterrupt:
                 worker.stop()
                 raise InterruptedRunError("interrupted") from None
+
+    def close(self) -> None:
+        self._worker = None
+
+    def _started(self) -> UnitWorker:
+        assert self._worker is not None
+        return self._worker

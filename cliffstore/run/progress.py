@@ -34,6 +34,9 @@ class Reporter(Protocol):
     def end(self) -> None:
         """The work that `begin` announced has ended."""
 
+    def ask(self, question: str) -> bool | None:
+        """Ask yes or no; None where there is nobody to ask."""
+
 
 class LineReporter:
     """Log lines on standard error."""
@@ -61,6 +64,9 @@ class LineReporter:
 
     def end(self) -> None:
         self._what = ""
+
+    def ask(self, question: str) -> bool | None:
+        return None
 
     def _line(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -94,6 +100,10 @@ class TerminalReporter:
         if self._progress is not None:
             self._progress.stop()
         self._progress = self._task = None
+
+    def ask(self, question: str) -> bool | None:
+        answer = self._console.input(f"{question} [y/N] ", markup=False)
+        return answer.strip().lower() in ("y", "yes")
 
 
 def choose_reporter() -> Reporter:

@@ -5,37 +5,44 @@ Everything that can be wrong with the input is found before anything is written.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import cast
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 
-from cliffstore import __version__
 from cliffstore.config import ExtractConfig, load_config
-from cliffstore.errors import ExtractionError, InterruptedRunError, ModelError, StoreError
-from cliffstore.extract.unit import WorkerSpec
-from cliffstore.model.loader import ModelSource, choose_device, find_model
+from cliffstore.errors import ConfigError, ExtractionError, InterruptedRunError
+from cliffstore.extract.calibration import PassWish
+from cliffstore.extract.unit import Job, UnitReport, WorkerSpec
+from cliffstore.model.identity import ModelSource, find_model
+from cliffstore.model.loader import choose_device
 from cliffstore.model.sites import arrays_of, parse_layers
+from cliffstore.plan.units import Plan
+from cliffstore.records import RESID_POST
+from cliffstore.run.captures import CaptureDraft, choose_dtype, draft_capture, find_held
+from cliffstore.run.estimate import confirm, corpus_shape, estimate
 from cliffstore.run.executor import Executor, LocalExecutor, UnitOutcome
-from cliffstore.run.planning import plan_corpus, write_plan
+from cliffstore.run.live_probes import FoundProbe, arrays_to_read, bring_probes, find_probes, units_done
+from cliffstore.run.planning import Planned, check_plan, plan_corpus, write_plan
 from cliffstore.run.progress import LineReporter, Reporter
-from cliffstore.schema import ArrayIdentity, CaptureDocument, Dtype, Receipt
+from cliffstore.schema import CaptureDocument, PassSettings
 from cliffstore.store import receipts
-from cliffstore.store.arrays import STORED_DTYPE
 from cliffstore.store.objects import ObjectStore
-from cliffstore.store.reader import StoreReader, compact_ranges, read_manifest
-from cliffstore.store.writer import capture_specs, create_capture
-
-_BATCH_TOKENS = {"cpu": 1_024}
-_BATCH_TOKENS_ACCELERATOR = 16_384
+from cliffstore.store.reader import StoreReader, read_manifest
+from cliffstore.store.writer import create_capture
 
 
 @dataclass(frozen=True, slots=True)
 class ExtractReport:
-    """What an extraction found and did. `seconds` is wall time of the forward passes and writes of this run."""
+    """What an extraction found and did.
+
+    Attributes
+    ----------
+    capture : empty where only scores were stored
+    passes : how forward passes were made, None where there was nothing to do
+    seconds : wall time of forward passes and writes of this run
+    seconds_planning, seconds_preparing : wall time of reading and planning; of loading the model and calibration
+    """
 
     store: str
     plan: str
@@ -51,6 +58,9 @@ class ExtractReport:
     bytes: int
     seconds: float
     executor: str
+    seconds_planning: float
+    seconds_preparing: float
+    passes: dict[str, object] | None
 
     def to_dict(self) -> dict[str, object]:
         """Return the report as plain values."""
@@ -90,160 +100,222 @@ def extract(
 
 def run_extraction(config: ExtractConfig, reporter: Reporter) -> ExtractReport:
     """Run `cliffstore extract`. See `extract` for errors."""
-    source = find_model(config.model, config.revision, reporter.notice)
-    layers = parse_layers(config.layers, source.identity.n_layers)
-    arrays = arrays_of(source.identity, config.sites, layers)
-    capture = _new_capture(config, source, arrays)
+    begun = time.monotonic()
+    choose_device(config.device)
+    source = find_model(config.model, config.revision, reporter.notice, config.adapter)
     objects = ObjectStore(config.store, config.storage_options)
     manifest = read_manifest(objects)
-    held_plans, held_captures = [], []
-    if manifest is not None:
-        reader = StoreReader(config.store, config.storage_options)
-        held_plans, held_captures = reader.plans(), reader.captures()
-    bytes_per_row = sum(spec.bytes_per_row for spec in capture_specs(capture))
-    planned = plan_corpus(config, source, manifest, bytes_per_row, reporter)
-    check_captures(config.store, capture, held_captures)
+    held = StoreReader(config.store, config.storage_options) if manifest is not None else None
+    goal = _find_goal(config, source, held)
+    planned = plan_corpus(config, source, manifest, goal.bytes_per_row, reporter)
     plan = planned.plan
+    held_plans = held.plans() if held is not None else []
+    check_plan(config.store, plan, held_plans)
     reporter.stage(
         f"plan: {plan.n_examples:,} examples, {plan.n_tokens:,} tokens are {plan.n_rows:,} rows "
-        f"({plan.n_tokens / plan.n_rows:.2f} tokens a row), {len(plan.units)} units, "
-        f"{plan.n_rows * bytes_per_row / 1e6:,.0f} MB of vectors before compression"
+        f"({plan.n_tokens / plan.n_rows:.2f} tokens a row), {plan.n_nodes:,} to compute, {len(plan.units)} units"
     )
-    write_plan(objects, planned, manifest, held_plans)
-    reader = StoreReader(config.store, config.storage_options)
-    capture = create_capture(objects, capture, n_units=len(plan.units), chunking=reader.manifest.chunking)
-    spec = WorkerSpec(
-        store=config.store,
-        plan=plan.name,
-        capture=capture,
-        source=source,
-        device=config.device,
-        allow_nonfinite=config.allow_nonfinite,
-        storage_options=dict(config.storage_options),
-    )
-    done = receipts.committed(objects, capture.capture)
+    done = goal.done(objects) if held is not None else set()
     pending = [unit.number for unit in plan.units if unit.number not in done]
-    result = _run_units(config, spec, pending, len(plan.units), reporter)
-    report = ExtractReport(
-        store=config.store,
-        plan=plan.name,
-        capture=capture.capture,
-        examples=plan.n_examples,
-        skipped=len(plan.skipped),
-        tokens=plan.n_tokens,
-        rows=plan.n_rows,
-        units=len(plan.units),
-        units_done_before=len(plan.units) - len(pending),
-        units_done_now=len(result.receipts),
-        units_failed=len(result.errors),
-        bytes=sum(receipt.bytes for receipt in result.receipts),
-        seconds=round(result.seconds, 3),
-        executor=result.executor,
-    )
-    if result.errors:
-        raise ExtractionError(
-            f"{len(result.errors)} of {report.units} units failed, the others are stored "
-            f"(SELECT unit, error FROM units WHERE error IS NOT NULL); the first: {result.errors[0]}"
-        )
-    return report
+    run = _Run(config, reporter, source, goal, planned, pending, seconds_planning=time.monotonic() - begun)
+    if not pending:
+        reporter.stage(f"extract: all {len(plan.units)} units are stored already, nothing to do")
+        return run.report("none")
+    executor = choose_executor(config)
+    try:
+        job = run.prepare(executor, lambda: write_plan(objects, planned, manifest, held_plans))
+        run.extract(executor, job)
+    finally:
+        executor.close()
+    return run.report(executor.description)
 
 
 @dataclass(frozen=True, slots=True)
-class _UnitResults:
-    receipts: list[Receipt]
-    errors: list[str]
-    seconds: float
-    executor: str
+class _Goal:
+    """What a run is to store: the arrays of a capture, or scores of probes."""
+
+    draft: CaptureDraft
+    held: CaptureDocument | None
+    probes: tuple[FoundProbe, ...]
+    bytes_per_row: int
+
+    @property
+    def name(self) -> str:
+        return "" if self.probes else self.draft.name
+
+    def done(self, objects: ObjectStore) -> set[int]:
+        if self.probes:
+            return units_done(objects, self.probes)
+        return receipts.committed(objects, self.draft.name)
 
 
-def _run_units(
-    config: ExtractConfig, spec: WorkerSpec, pending: Sequence[int], total: int, reporter: Reporter
-) -> _UnitResults:
-    done_before = total - len(pending)
-    if not pending:
-        reporter.stage(f"extract: all {total} units are stored already, nothing to do")
-        return _UnitResults([], [], 0.0, "none")
-    executor = choose_executor(config)
-    resumed = f", {done_before} stored already" if done_before else ""
-    reporter.stage(f"extract: {len(pending)} units{resumed}, {executor.description}")
-    found: list[Receipt] = []
-    errors: list[str] = []
-    tokens = 0
-    begun = time.monotonic()
+def _find_goal(config: ExtractConfig, source: ModelSource, held: StoreReader | None) -> _Goal:
+    layers = parse_layers(config.layers, source.identity.n_layers)
+    if not config.probe:
+        draft = draft_capture(config, source, arrays_of(source.identity, config.sites, layers))
+        held_capture = find_held(config.store, draft, held.captures() if held is not None else [])
+        return _Goal(draft, held_capture, (), draft.bytes_per_row)
+    probes = tuple(find_probes(config, source))
+    # Units as for a capture of all layers, so that one can be added later without units beyond memory.
+    every = arrays_of(source.identity, [RESID_POST], range(source.identity.n_layers))
+    bytes_per_row = draft_capture(config, source, every).bytes_per_row
+    return _Goal(draft_capture(config, source, arrays_to_read(probes)), None, probes, bytes_per_row)
 
-    def on_done(outcome: UnitOutcome) -> None:
-        nonlocal tokens
-        if outcome.receipt is not None:
-            found.append(outcome.receipt)
-            tokens += outcome.receipt.n_tokens
+
+@dataclass(slots=True)
+class _Run:
+    """One run of an extraction: its parts as they become known."""
+
+    config: ExtractConfig
+    reporter: Reporter
+    source: ModelSource
+    goal: _Goal
+    planned: Planned
+    pending: list[int]
+    seconds_planning: float
+    seconds_preparing: float = 0.0
+    seconds: float = 0.0
+    passes: PassSettings | None = None
+    found: list[UnitReport] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+    @property
+    def plan(self) -> Plan:
+        return self.planned.plan
+
+    def prepare(self, executor: Executor, write_the_plan: Callable[[], None]) -> Job:
+        """Load the model, choose passes, say what it will take, and only then begin to write."""
+        begun = time.monotonic()
+        config, goal = self.config, self.goal
+        units = [self.plan.units[number] for number in self.pending]
+        executor.start(
+            WorkerSpec(
+                source=self.source,
+                arrays=goal.draft.arrays,
+                dtype=choose_dtype(config, self.source),
+                device=config.device,
+                gpus=config.gpus_per_actor,
+            )
+        )
+        wish = PassWish(
+            kind=None if config.passes == "auto" else config.passes,
+            tokens=config.pass_tokens,
+            held=goal.held.passes if goal.held else None,
+        )
+        prepared = executor.prepare(wish, corpus_shape(self.plan, units))
+        self._tell(prepared.notices)
+        self.reporter.stage(prepared.summary)
+        workers = min(executor.n_workers, len(units))
+        specs = [] if goal.probes else goal.draft.specs
+        expected = estimate(specs, units, prepared.seconds / workers)
+        self.reporter.stage(expected.describe())
+        confirm(expected, config, self.reporter)
+        write_the_plan()
+        job = self._create(prepared.passes)
+        self.passes = job.passes
+        self.seconds_preparing = time.monotonic() - begun
+        return job
+
+    def _create(self, passes: PassSettings) -> Job:
+        config, goal = self.config, self.goal
+        objects = ObjectStore(config.store, config.storage_options)
+        capture = None
+        if goal.probes:
+            bring_probes(objects, goal.probes)
         else:
-            errors.append(outcome.error or f"unit {outcome.unit} failed")
-            reporter.notice(errors[-1])
-        reporter.advance(f" {tokens / max(time.monotonic() - begun, 1e-9):,.0f} tokens/s")
+            chunking = StoreReader(config.store, config.storage_options).manifest.chunking
+            capture = create_capture(
+                objects, goal.draft.document(passes), n_units=len(self.plan.units), chunking=chunking
+            )
+        return Job(
+            store=config.store,
+            plan=self.plan.name,
+            passes=capture.passes if capture else passes,
+            capture=capture,
+            probes=tuple(probe.live for probe in goal.probes),
+            allow_nonfinite=config.allow_nonfinite,
+            storage_options=dict(config.storage_options),
+        )
 
-    reporter.begin("extract", total, done_before)
-    try:
-        executor.run(spec, pending, on_done)
-    except InterruptedRunError:
-        kept = len(receipts.committed(ObjectStore(config.store, config.storage_options), spec.capture.capture))
-        raise InterruptedRunError(
-            f"interrupted: {kept} of {total} units are stored; run the same command again to go on"
-        ) from None
-    finally:
-        reporter.end()
-    return _UnitResults(found, errors, time.monotonic() - begun, executor.description)
+    def extract(self, executor: Executor, job: Job) -> None:
+        """Run the pending units."""
+        total, done_before = len(self.plan.units), len(self.plan.units) - len(self.pending)
+        resumed = f", {done_before} stored already" if done_before else ""
+        self.reporter.stage(f"extract: {len(self.pending)} units{resumed}, {executor.description}")
+        self.reporter.begin("extract", total, done_before)
+        begun = time.monotonic()
+        try:
+            executor.run(job, self.pending, lambda outcome: self._on_done(outcome, begun))
+        except InterruptedRunError:
+            kept = len(self.goal.done(ObjectStore(self.config.store, self.config.storage_options)))
+            raise InterruptedRunError(
+                f"interrupted: {kept} of {total} units are stored; run the same command again to go on"
+            ) from None
+        finally:
+            self.reporter.end()
+        self.seconds = time.monotonic() - begun
+        if self.errors:
+            raise ExtractionError(
+                f"{len(self.errors)} of {total} units failed, the others are stored "
+                f"(SELECT unit, error FROM units WHERE error IS NOT NULL); the first: {self.errors[0]}"
+            )
+
+    def _on_done(self, outcome: UnitOutcome, begun: float) -> None:
+        if outcome.report is not None:
+            self.found.append(outcome.report)
+            self._tell(outcome.report.notices)
+        else:
+            self.errors.append(outcome.error or f"unit {outcome.unit} failed")
+            self._tell((self.errors[-1],))
+        tokens = sum(report.n_tokens for report in self.found)
+        self.reporter.advance(f" {tokens / max(time.monotonic() - begun, 1e-9):,.0f} tokens/s")
+
+    def _tell(self, notices: Sequence[str]) -> None:
+        for notice in notices:
+            self.reporter.notice(notice)
+
+    def report(self, executor: str) -> ExtractReport:
+        """Return what the run found and did."""
+        plan = self.plan
+        return ExtractReport(
+            store=self.config.store,
+            plan=plan.name,
+            capture=self.goal.name,
+            examples=plan.n_examples,
+            skipped=len(plan.skipped),
+            tokens=plan.n_tokens,
+            rows=plan.n_rows,
+            units=len(plan.units),
+            units_done_before=len(plan.units) - len(self.pending),
+            units_done_now=len(self.found),
+            units_failed=len(self.errors),
+            bytes=sum(report.bytes for report in self.found),
+            seconds=round(self.seconds, 3),
+            executor=executor,
+            seconds_planning=round(self.seconds_planning, 3),
+            seconds_preparing=round(self.seconds_preparing, 3),
+            passes=self.passes.model_dump() if self.passes else None,
+        )
 
 
 def choose_executor(config: ExtractConfig) -> Executor:
-    """Return the executor that the configuration asks for; `auto` is Ray where RAY_ADDRESS names a cluster."""
-    wants_ray = config.executor == "ray" or (config.executor == "auto" and bool(os.environ.get("RAY_ADDRESS")))
+    """Return the executor that the configuration asks for.
+
+    `auto` is Ray where RAY_ADDRESS names a cluster, or where this machine has GPUs for more than one worker.
+    """
+    wants_ray = config.executor == "ray" or (
+        config.executor == "auto" and (bool(os.environ.get("RAY_ADDRESS")) or _several_gpus(config))
+    )
     if not wants_ray:
+        if config.actors is not None and config.actors > 1:
+            raise ConfigError(f"--actors {config.actors} needs --executor ray: in this process there is one worker")
         return LocalExecutor()
     from cliffstore.run.ray_executor import RayExecutor
 
-    return RayExecutor(config.actors)
+    return RayExecutor(config.actors, config.gpus_per_actor)
 
 
-def check_captures(url: str, capture: CaptureDocument, held: Sequence[CaptureDocument]) -> None:
-    """Raise `StoreError` where the alias belongs to another model, or another capture has one of the arrays."""
-    for other in (one for one in held if one.alias == capture.alias and one.capture != capture.capture):
-        if _model_key(other) != _model_key(capture):
-            raise StoreError(
-                f"store {url}: model alias {capture.alias!r} belongs to another model or dtype ({other.model.name}, "
-                f"{other.dtype}): give another --model-alias"
-            )
-        taken = {(one.site, one.layer) for one in other.arrays} & {(one.site, one.layer) for one in capture.arrays}
-        if taken:
-            layers = compact_ranges(sorted({layer for _, layer in taken}))
-            raise StoreError(
-                f"store {url} has layers {layers} of these sites already (capture {other.capture}): "
-                "ask for the other layers with --layers, or for exactly the same ones to go on"
-            )
+def _several_gpus(config: ExtractConfig) -> bool:
+    import torch
 
-
-def _model_key(capture: CaptureDocument) -> tuple[str | None, ...]:
-    model = capture.model
-    return (model.config_digest, model.weights_digest, model.revision, capture.dtype)
-
-
-def _new_capture(config: ExtractConfig, source: ModelSource, arrays: Sequence[ArrayIdentity]) -> CaptureDocument:
-    dtype = source.dtype if config.dtype == "auto" else config.dtype
-    if dtype not in STORED_DTYPE:
-        raise ModelError(f"model {config.model} is in {dtype}, which is not stored: choose one with --dtype")
-    device = choose_device(config.device).type
-    document = CaptureDocument(
-        capture="",
-        alias=config.model_alias,
-        model=source.identity,
-        arrays=list(arrays),
-        dtype=cast(Dtype, dtype),
-        batch_tokens=config.batch_tokens or _BATCH_TOKENS.get(device, _BATCH_TOKENS_ACCELERATOR),
-        cliffstore_version=__version__,
-    )
-    named: Mapping[str, object] = {
-        "alias": document.alias,
-        "model": _model_key(document),
-        "arrays": [array.model_dump() for array in document.arrays],
-    }
-    digest = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
-    return document.model_copy(update={"capture": f"capture-{digest[:12]}"})
+    return config.device in ("auto", "cuda") and torch.cuda.device_count() >= 2 * config.gpus_per_actor

@@ -12,7 +12,7 @@ import pytest
 from cliffstore import errors
 from cliffstore.errors import CliffstoreError
 from cliffstore.extract.unit import WorkerSpec
-from cliffstore.model.loader import ModelSource
+from cliffstore.model.identity import ModelSource
 from cliffstore.run.executor import UnitOutcome
 from cliffstore.schema import ArrayIdentity, CaptureDocument, ModelIdentity, Receipt, UnitError
 from cliffstore.store.objects import ObjectStore

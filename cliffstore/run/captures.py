@@ -1,0 +1,100 @@
+"""Captures as a run asks for them: named by what they hold, and held against those that are there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+from cliffstore import __version__
+from cliffstore.config import ExtractConfig
+from cliffstore.errors import ModelError, StoreError
+from cliffstore.model.identity import ModelSource
+from cliffstore.schema import ArrayIdentity, CaptureDocument, Dtype, ModelIdentity, PassSettings
+from cliffstore.store.arrays import STORED_DTYPE, ArraySpec
+from cliffstore.store.reader import compact_ranges
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureDraft:
+    """A capture before its passes are chosen; its name depends on everything else."""
+
+    name: str
+    alias: str
+    model: ModelIdentity
+    arrays: tuple[ArrayIdentity, ...]
+    dtype: Dtype
+
+    @property
+    def specs(self) -> list[ArraySpec]:
+        """The arrays that it fills."""
+        return [ArraySpec(self.alias, array.site, array.layer, tuple(array.shape), self.dtype) for array in self.arrays]
+
+    @property
+    def bytes_per_row(self) -> int:
+        """Bytes of one row over all arrays."""
+        return sum(spec.bytes_per_row for spec in self.specs)
+
+    def document(self, passes: PassSettings) -> CaptureDocument:
+        """Return what the store keeps of it."""
+        return CaptureDocument(
+            capture=self.name,
+            alias=self.alias,
+            model=self.model,
+            arrays=list(self.arrays),
+            dtype=self.dtype,
+            passes=passes,
+            cliffstore_version=__version__,
+        )
+
+
+def draft_capture(config: ExtractConfig, source: ModelSource, arrays: Sequence[ArrayIdentity]) -> CaptureDraft:
+    """Name a capture. Raises `ModelError` where the model's dtype is none that is stored."""
+    dtype = choose_dtype(config, source)
+    named: Mapping[str, object] = {
+        "alias": config.model_alias,
+        "model": model_key(source.identity, dtype),
+        "arrays": [array.model_dump() for array in arrays],
+    }
+    digest = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
+    return CaptureDraft(f"capture-{digest[:12]}", config.model_alias, source.identity, tuple(arrays), dtype)
+
+
+def choose_dtype(config: ExtractConfig, source: ModelSource) -> Dtype:
+    """Return the dtype to compute and store in; `auto` is the checkpoint's."""
+    dtype = source.dtype if config.dtype == "auto" else config.dtype
+    if dtype not in STORED_DTYPE:
+        raise ModelError(f"model {config.model} is in {dtype}, which is not stored: choose one with --dtype")
+    return cast(Dtype, dtype)
+
+
+def model_key(model: ModelIdentity, dtype: str) -> tuple[str | None, ...]:
+    """Return what makes two models the same one."""
+    adapter = model.adapter.digest if model.adapter else None
+    return (model.config_digest, model.weights_digest, model.revision, adapter, dtype)
+
+
+def find_held(url: str, draft: CaptureDraft, held: Sequence[CaptureDocument]) -> CaptureDocument | None:
+    """Return the capture that is there already, None where it is a new one.
+
+    Raises
+    ------
+    StoreError
+        The alias belongs to another model, or another capture has one of the arrays.
+    """
+    for other in (one for one in held if one.alias == draft.alias and one.capture != draft.name):
+        if model_key(other.model, other.dtype) != model_key(draft.model, draft.dtype):
+            raise StoreError(
+                f"store {url}: model alias {draft.alias!r} belongs to another model or dtype ({other.model.name}, "
+                f"{other.dtype}): give another --model-alias"
+            )
+        taken = {(one.site, one.layer) for one in other.arrays} & {(one.site, one.layer) for one in draft.arrays}
+        if taken:
+            layers = compact_ranges(sorted({layer for _, layer in taken}))
+            raise StoreError(
+                f"store {url} has layers {layers} of these sites already (capture {other.capture}): "
+                "ask for the other layers with --layers, or for exactly the same ones to go on"
+            )
+    return next((one for one in held if one.capture == draft.name), None)

@@ -1,0 +1,76 @@
+"""Scores in a store: one table a probe and unit, and beside it a receipt that commits it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pydantic import ValidationError
+
+from cliffstore.schema import SCORES, ScoreReceipt
+from cliffstore.store import layout, tables
+from cliffstore.store.objects import ObjectStore
+
+COLUMNS = ["example", "position", "to_decision", "segment", "row"]
+"""What of a tokens table its scores need."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeKey:
+    """Which probe a score is of: a probe of the same name with other weights has another digest."""
+
+    name: str
+    digest: str
+    capture: str
+
+
+def scored_units(objects: ObjectStore, probe: ProbeKey) -> set[int]:
+    """Return units whose scores were made with these very weights."""
+    keys = [key for key in objects.list(layout.scores_of(probe.name)) if key.endswith(".json")]
+    found = (ScoreReceipt.model_validate_json(objects.get(key)) for key in keys)
+    return {receipt.unit for receipt in found if receipt.probe_digest == probe.digest}
+
+
+def is_scored(objects: ObjectStore, probe: ProbeKey, unit: int) -> bool:
+    """Return whether one unit has its scores."""
+    try:
+        receipt = ScoreReceipt.model_validate_json(objects.get(layout.scores_receipt(probe.name, unit)))
+    except (FileNotFoundError, ValidationError):
+        return False
+    return receipt.probe_digest == probe.digest
+
+
+def write_unit_scores(
+    objects: ObjectStore,
+    plan: str,
+    probe: ProbeKey,
+    unit: int,
+    tokens: pa.Table,
+    row_start: int,
+    scores_R: npt.NDArray[np.float32],
+) -> ScoreReceipt:
+    """Write the scores of a unit, then its receipt.
+
+    Parameters
+    ----------
+    tokens : the unit's tokens table, at least `COLUMNS`; tokens without a row have no score
+    scores_R : float32, score of each row from `row_start` on
+    """
+    stored = tokens.select(COLUMNS).filter(tokens["row"].is_valid())
+    rows_N = stored["row"].to_numpy()
+    table = stored.drop_columns(["row"]).append_column("score", pa.array(scores_R[rows_N - row_start], pa.float32()))
+    provenance: Mapping[str, str] = {
+        "plan": plan,
+        "capture": probe.capture,
+        "probe": probe.name,
+        "probe_digest": probe.digest,
+    }
+    digest = tables.write(objects, layout.scores_table(probe.name, unit), table.cast(SCORES), provenance)
+    receipt = ScoreReceipt(
+        probe=probe.name, probe_digest=probe.digest, unit=unit, n_tokens=stored.num_rows, digest=digest
+    )
+    objects.put(layout.scores_receipt(probe.name, unit), receipt.to_bytes())
+    return receipt
