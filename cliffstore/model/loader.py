@@ -78,7 +78,7 @@ def choose_device(device: str) -> torch.device:
         chosen = torch.device(device)
     except RuntimeError as error:
         raise ModelError(f"device {device!r}: {first_line(error)}") from None
-    count = _device_count(chosen.type)
+    count = device_count(chosen.type)
     if (chosen.index or 0) >= count:
         have = f"{count} of kind {chosen.type}, counted from 0" if count else f"none of kind {chosen.type}"
         raise ModelError(f"device {device!r} is not on this machine, which has {have}: choose another with --device")
@@ -141,7 +141,8 @@ def _load_weights(source: ModelSource, dtype: str, placement: Mapping[str, objec
     return model
 
 
-def _device_count(kind: str) -> int:
+def device_count(kind: str) -> int:
+    """Return how many devices of a kind torch can use here."""
     import torch
 
     if kind == "cuda" and not torch.cuda.is_available():  # the driver may count devices that torch cannot use
@@ -151,6 +152,7 @@ def _device_count(kind: str) -> int:
 
 
 def gpu_memory() -> list[int]:
+    """Return the free memory of each GPU that torch can use, in bytes."""
     import torch
 
-    return [torch.cuda.mem_get_info(index)[0] for index in range(_device_count("cuda"))]
+    return [torch.cuda.mem_get_info(index)[0] for index in range(device_count("cuda"))]

@@ -5,24 +5,23 @@ Everything that can be wrong with the input is found before anything is written.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 
 from cliffstore.config import ExtractConfig, load_config
-from cliffstore.errors import ConfigError, ExtractionError, InterruptedRunError
+from cliffstore.errors import ExtractionError, InterruptedRunError
 from cliffstore.extract.calibration import PassWish
 from cliffstore.extract.unit import Job, UnitReport, WorkerSpec
 from cliffstore.model.identity import ModelSource, find_model
-from cliffstore.model.loader import choose_device
 from cliffstore.model.sites import arrays_of, parse_layers
 from cliffstore.plan.units import Plan
 from cliffstore.records import RESID_POST
 from cliffstore.run.captures import CaptureDraft, choose_dtype, draft_capture, find_held
 from cliffstore.run.estimate import confirm, corpus_shape, estimate
-from cliffstore.run.executor import Executor, LocalExecutor, UnitOutcome
+from cliffstore.run.executor import Executor, UnitOutcome
 from cliffstore.run.live_probes import FoundProbe, arrays_to_read, bring_probes, find_probes, units_done
+from cliffstore.run.placement import check_placement, choose_executor
 from cliffstore.run.planning import Planned, check_plan, plan_corpus, write_plan
 from cliffstore.run.progress import LineReporter, Reporter
 from cliffstore.schema import CaptureDocument, PassSettings
@@ -101,7 +100,7 @@ def extract(
 def run_extraction(config: ExtractConfig, reporter: Reporter) -> ExtractReport:
     """Run `cliffstore extract`. See `extract` for errors."""
     begun = time.monotonic()
-    choose_device(config.device)
+    check_placement(config)
     source = find_model(config.model, config.revision, reporter.notice, config.adapter)
     objects = ObjectStore(config.store, config.storage_options)
     manifest = read_manifest(objects)
@@ -111,10 +110,7 @@ def run_extraction(config: ExtractConfig, reporter: Reporter) -> ExtractReport:
     plan = planned.plan
     held_plans = held.plans() if held is not None else []
     check_plan(config.store, plan, held_plans)
-    reporter.stage(
-        f"plan: {plan.n_examples:,} examples, {plan.n_tokens:,} tokens are {plan.n_rows:,} rows "
-        f"({plan.n_tokens / plan.n_rows:.2f} tokens a row), {plan.n_nodes:,} to compute, {len(plan.units)} units"
-    )
+    reporter.stage(_describe(plan))
     done = goal.done(objects) if held is not None else set()
     pending = [unit.number for unit in plan.units if unit.number not in done]
     run = _Run(config, reporter, source, goal, planned, pending, seconds_planning=time.monotonic() - begun)
@@ -298,24 +294,11 @@ class _Run:
         )
 
 
-def choose_executor(config: ExtractConfig) -> Executor:
-    """Return the executor that the configuration asks for.
-
-    `auto` is Ray where RAY_ADDRESS names a cluster, or where this machine has GPUs for more than one worker.
-    """
-    wants_ray = config.executor == "ray" or (
-        config.executor == "auto" and (bool(os.environ.get("RAY_ADDRESS")) or _several_gpus(config))
-    )
-    if not wants_ray:
-        if config.actors is not None and config.actors > 1:
-            raise ConfigError(f"--actors {config.actors} needs --executor ray: in this process there is one worker")
-        return LocalExecutor()
-    from cliffstore.run.ray_executor import RayExecutor
-
-    return RayExecutor(config.actors, config.gpus_per_actor)
-
-
-def _several_gpus(config: ExtractConfig) -> bool:
-    import torch
-
-    return config.device in ("auto", "cuda") and torch.cuda.device_count() >= 2 * config.gpus_per_actor
+def _describe(plan: Plan) -> str:
+    """Return one line for the user."""
+    counted = f"plan: {plan.n_examples:,} examples, {plan.n_tokens:,} tokens"
+    if plan.n_nodes == plan.n_rows:
+        stored = f"are {plan.n_rows:,} rows ({plan.n_tokens / plan.n_rows:.2f} tokens a row)"
+    else:
+        stored = f"of which {plan.n_rows:,} rows are stored and {plan.n_nodes:,} prefixes computed for them"
+    return f"{counted} {stored}, {len(plan.units)} units"

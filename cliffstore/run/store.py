@@ -177,10 +177,13 @@ class Store:
     def cliff(self, probe: str) -> CliffReport:
         """Rank examples by cliff; the result is the view `cliffs`."""
         report = rank_cliffs(self.catalog, probe)
-        if report.without_thinking:
-            self._reporter.notice(
-                f"{report.without_thinking} of {report.examples} examples have no thinking, hence no cliff"
-            )
+        for count, what in (
+            (report.without_thinking, "have no stored thinking, hence no cliff"),
+            (report.without_decision, "have no stored decision position, hence no cliff"),
+            (report.partial_thinking, "have a plateau over that part of their thinking which is stored"),
+        ):
+            if count:
+                self._reporter.notice(f"{count} of {report.examples} examples {what}")
         self.refresh()
         return report
 

@@ -132,6 +132,17 @@ def test_public_names_are_there() -> None:
         _ = cliffstore.nothing  # type: ignore[attr-defined]
 
 
+def test_extract_stays_a_function_when_its_folder_is_imported() -> None:
+    """Python binds an imported folder as an attribute of its package, over what `__getattr__` gives."""
+    import cliffstore
+    import cliffstore.extract.unit
+    from cliffstore.errors import UserError
+
+    for _ in range(2):
+        with pytest.raises(UserError, match="model none"):
+            cliffstore.extract("nowhere.jsonl", model="none", store="none")
+
+
 @pytest.mark.parametrize("path", MODULES, ids=_name)
 def test_nothing_is_unpickled_or_evaluated(path: Path) -> None:
     banned_modules = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
