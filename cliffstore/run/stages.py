@@ -39,8 +39,10 @@ class ExtractReport:
     ----------
     capture : empty where only scores were stored
     passes : how forward passes were made, None where there was nothing to do
-    seconds : wall time of forward passes and writes of this run
-    seconds_planning, seconds_preparing : wall time of reading and planning; of loading the model and calibration
+    seconds_planning : wall time of reading, rendering and planning the corpus
+    seconds_loading : wall time of loading the model, and of starting Ray where it is used
+    seconds_preparing : wall time of checking and choosing passes, and of writing the plan
+    seconds : wall time of forward passes and writes
     """
 
     store: str
@@ -58,6 +60,7 @@ class ExtractReport:
     seconds: float
     executor: str
     seconds_planning: float
+    seconds_loading: float
     seconds_preparing: float
     passes: dict[str, object] | None
 
@@ -169,6 +172,7 @@ class _Run:
     planned: Planned
     pending: list[int]
     seconds_planning: float
+    seconds_loading: float = 0.0
     seconds_preparing: float = 0.0
     seconds: float = 0.0
     passes: PassSettings | None = None
@@ -193,6 +197,8 @@ class _Run:
                 gpus=config.gpus_per_actor,
             )
         )
+        loaded = time.monotonic()
+        self.seconds_loading = loaded - begun
         wish = PassWish(
             kind=None if config.passes == "auto" else config.passes,
             tokens=config.pass_tokens,
@@ -209,7 +215,7 @@ class _Run:
         write_the_plan()
         job = self._create(prepared.passes)
         self.passes = job.passes
-        self.seconds_preparing = time.monotonic() - begun
+        self.seconds_preparing = time.monotonic() - loaded
         return job
 
     def _create(self, passes: PassSettings) -> Job:
@@ -289,6 +295,7 @@ class _Run:
             seconds=round(self.seconds, 3),
             executor=executor,
             seconds_planning=round(self.seconds_planning, 3),
+            seconds_loading=round(self.seconds_loading, 3),
             seconds_preparing=round(self.seconds_preparing, 3),
             passes=self.passes.model_dump() if self.passes else None,
         )
