@@ -94,7 +94,8 @@ class TensorstoreArrays:
         return self._open[key]
 
     def write(self, key: str, row_start: int, block: Vectors) -> None:
-        self._array(key)[row_start : row_start + len(block)].write(block).result()
+        rows = self._array(key)[row_start : row_start + len(block)]
+        rows.write(block, can_reference_source_data_indefinitely=True).result()  # no copy: it is waited for
 
     def read_range(self, key: str, row_start: int, row_stop: int) -> Vectors:
         return self._read(key, slice(row_start, row_stop), np.arange(row_start, row_stop))

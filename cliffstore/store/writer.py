@@ -7,7 +7,9 @@ complete. Each of these commits is create-only, which makes two writers of the s
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +21,9 @@ from cliffstore.schema import CaptureDocument, Chunking, Manifest, PlanDocument,
 from cliffstore.store import layout, receipts, tables
 from cliffstore.store.arrays import ArrayIO, ArraySpec, Vectors, create_arrays
 from cliffstore.store.objects import ObjectStore
+
+_WRITERS = min(os.cpu_count() or 1, 8)
+"""Arrays of a unit that are compressed and written at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +112,13 @@ def commit_unit(
         Whole shards, so that writing a unit again replaces objects instead of merging with a torn one.
     seconds : time that computing took
     """
-    digests: dict[str, str] = {}
-    for spec in capture_specs(capture):
-        block = blocks[spec.name]
-        arrays.write(spec.key, facts.row_start, block)
-        digests[spec.name] = rows_digest(block[: facts.n_rows])
+    def write(spec: ArraySpec) -> str:
+        arrays.write(spec.key, facts.row_start, blocks[spec.name])
+        return rows_digest(blocks[spec.name][: facts.n_rows])
+
+    specs = capture_specs(capture)
+    with ThreadPoolExecutor(_WRITERS, thread_name_prefix="write") as pool:
+        digests = dict(zip((spec.name for spec in specs), pool.map(write, specs), strict=True))
     receipt = Receipt(
         capture=capture.capture,
         plan=facts.plan,
