@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import inspect
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import pytest
 
 from cliffstore import errors
 from cliffstore.errors import CliffstoreError
-from cliffstore.extract.unit import WorkerSpec
+from cliffstore.extract.calibration import CorpusShape, PassWish
+from cliffstore.extract.unit import Job, LiveProbe, Prepared, UnitReport, WorkerSpec
 from cliffstore.model.identity import ModelSource
 from cliffstore.run.executor import UnitOutcome
-from cliffstore.schema import ArrayIdentity, CaptureDocument, ModelIdentity, Receipt, UnitError
+from cliffstore.schema import (
+    AdapterIdentity,
+    ArrayIdentity,
+    CaptureDocument,
+    ModelIdentity,
+    PassSettings,
+    Receipt,
+    UnitError,
+)
 from cliffstore.store.objects import ObjectStore
+from cliffstore.store.probes import ProbeWeights
+from cliffstore.store.scores import ProbeKey
 
 T = TypeVar("T")
 ERRORS = [one for _, one in inspect.getmembers(errors, inspect.isclass) if issubclass(one, CliffstoreError)]
@@ -28,14 +41,18 @@ IDENTITY = ModelIdentity(
     model_type="llama",
     n_layers=2,
     d_model=8,
+    n_heads=2,
+    d_head=4,
+    adapter=AdapterIdentity(name="org/adapter", kind="LORA", digest="1"),
 )
+PASSES = PassSettings(kind="tree", tokens=512, products="float32")
 CAPTURE = CaptureDocument(
     capture="capture-1",
     alias="main",
     model=IDENTITY,
     arrays=[ArrayIdentity(site="resid_post", layer=0, shape=[8])],
     dtype="bfloat16",
-    batch_tokens=512,
+    passes=PASSES,
     cliffstore_version="0",
 )
 RECEIPT = Receipt(
@@ -54,15 +71,24 @@ RECEIPT = Receipt(
     cliffstore_version="0",
 )
 SPEC = WorkerSpec(
-    store="s3://bucket/store",
-    plan="plan-1",
-    capture=CAPTURE,
     source=ModelSource("/models/m", None, IDENTITY, 2_048, "bfloat16"),
+    arrays=tuple(CAPTURE.arrays),
+    dtype="bfloat16",
     device="auto",
     threads=2,
+    gpus=4,
+)
+JOB = Job(
+    store="s3://bucket/store",
+    plan="plan-1",
+    passes=PASSES,
+    capture=CAPTURE,
     allow_nonfinite=True,
     storage_options={"endpoint_url": "http://localhost:9000", "anon": False},
 )
+PROBE = LiveProbe(ProbeKey("refusal", "0", "capture-1"), "resid_post/0", ProbeWeights(np.ones(8, np.float32), 0.5))
+REPORT = UnitReport(3, 12, 10, 160, 0.5, "host:1", ("out of memory",))
+SHAPE = CorpusShape(lengths=(3, 4), shared=(0, 2), n_nodes=5, n_padded=7)
 
 
 def _round_trip(value: T, protocol: int) -> T:
@@ -75,9 +101,13 @@ def _round_trip(value: T, protocol: int) -> T:
     "value",
     [
         SPEC,
+        JOB,
         CAPTURE,
         RECEIPT,
-        UnitOutcome(3, RECEIPT, None),
+        PassWish("tree", 512, PASSES),
+        SHAPE,
+        Prepared(PASSES, 1.5, "passes of 512 nodes", ("slow",)),
+        UnitOutcome(3, REPORT, None),
         UnitOutcome(3, None, "out of memory"),
         UnitError(capture="capture-1", unit=3, attempt=2, worker="host:1", error="NaN"),
     ],
@@ -89,8 +119,15 @@ def test_value_comes_out_equal(value: object, protocol: int) -> None:
     assert type(found) is type(value)
 
 
-def test_worker_spec_is_small_enough_to_send_anywhere() -> None:
+def test_what_travels_is_small() -> None:
     assert len(pickle.dumps(SPEC)) < 10_000
+    assert len(pickle.dumps(JOB)) < 10_000
+
+
+def test_a_probe_keeps_its_weights() -> None:
+    found = _round_trip(replace(JOB, capture=None, probes=(PROBE,)), pickle.HIGHEST_PROTOCOL).probes[0]
+    assert (found.key, found.array, found.weights.b) == (PROBE.key, PROBE.array, 0.5)
+    np.testing.assert_array_equal(found.weights.w_D, PROBE.weights.w_D)
 
 
 @pytest.mark.parametrize("kind", ERRORS, ids=lambda kind: kind.__name__)

@@ -9,7 +9,7 @@ import torch
 from transformers import GPT2Config, GPT2Model, LlamaConfig, LlamaModel, PreTrainedModel, Qwen2Config, Qwen2Model
 
 from cliffstore.errors import ModelError, UserError
-from cliffstore.model.capture import SiteCapture
+from cliffstore.model.capture import PassTensors, SiteCapture
 from cliffstore.model.sites import arrays_of, locate, parse_layers
 from cliffstore.schema import ArrayIdentity, ModelIdentity
 
@@ -75,6 +75,8 @@ def _identity(n_layers: int = LAYERS) -> ModelIdentity:
         model_type="llama",
         n_layers=n_layers,
         d_model=WIDTH,
+        n_heads=4,
+        d_head=WIDTH // 4,
     )
 
 
@@ -86,16 +88,29 @@ def _plain(make: Make, tokens: list[int]) -> tuple[torch.Tensor, ...]:
     return tuple(hidden[0] for hidden in output.hidden_states)
 
 
+def _site_capture(make: Make, sites: list[str], layers: list[int]) -> SiteCapture:
+    return SiteCapture(make(), arrays_of(_identity(), sites, layers), LAYERS, 4)
+
+
+def _run(
+    capture: SiteCapture, ids_BT: torch.Tensor, lengths: list[int], kept_N: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = {}
+    positions_BT = torch.arange(ids_BT.shape[1]).expand(ids_BT.shape)
+    one = PassTensors(ids_BT, positions_BT, torch.tensor(lengths), kept_N, ends_S=None, carry_C=None)
+    capture.run(one, lambda name, vectors_ND: found.update({name: vectors_ND.clone()}))
+    return found
+
+
 def _capture(
     make: Make, sites: list[str], layers: list[int], sequences: list[list[int]]
 ) -> tuple[dict[str, list[torch.Tensor]], SiteCapture]:
     """Capture all positions in one right-padded pass. Return array name -> [T, D] of each sequence."""
-    capture = SiteCapture(make(), arrays_of(_identity(), sites, layers), LAYERS)
-    width = max(map(len, sequences))
-    ids = torch.tensor([tokens + [0] * (width - len(tokens)) for tokens in sequences])
-    mask = torch.tensor([[1] * len(tokens) + [0] * (width - len(tokens)) for tokens in sequences])
-    found = capture.forward(ids, mask, mask.flatten().nonzero()[:, 0])
+    capture = _site_capture(make, sites, layers)
     lengths = [len(tokens) for tokens in sequences]
+    ids_BT = torch.tensor([tokens + [0] * (max(lengths) - len(tokens)) for tokens in sequences])
+    kept_N = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).flatten().nonzero()[:, 0]
+    found = _run(capture, ids_BT, lengths, kept_N)
     return {name: list(vectors.split(lengths)) for name, vectors in found.items()}, capture
 
 
@@ -150,10 +165,9 @@ def test_later_tokens_change_nothing_before_them(make: Make) -> None:
 
 
 def test_only_kept_positions_come_back_in_the_order_asked_for(make: Make) -> None:
-    capture = SiteCapture(make(), arrays_of(_identity(), ["resid_post"], [1]), LAYERS)
     tokens = SEQUENCES[2]
     kept = torch.tensor([8, 0, 3])
-    found = capture.forward(torch.tensor([tokens]), torch.ones(1, len(tokens), dtype=torch.int64), kept)
+    found = _run(_site_capture(make, ["resid_post"], [1]), torch.tensor([tokens]), [len(tokens)], kept)
     assert found["resid_post/1"].shape == (3, WIDTH)
     torch.testing.assert_close(found["resid_post/1"], _plain(make, tokens)[2][kept], rtol=0, atol=1e-6)
 
@@ -174,7 +188,7 @@ def test_final_norm_keeps_all_blocks(make: Make) -> None:
 
 def test_hooks_do_not_stay(make: Make) -> None:
     _, capture = _capture(make, ["resid_post", "final_norm"], [0, 1], SEQUENCES)
-    assert not any(module._forward_hooks for module in capture.model.modules())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in capture.model.modules())
 
 
 def test_locate_finds_blocks_and_norm(make: Make) -> None:
@@ -235,5 +249,7 @@ def test_arrays_come_in_the_order_of_sites_and_layers() -> None:
 
 @pytest.mark.parametrize("sites", [[], ["resid"], ["resid_post", "logits"]])
 def test_unknown_sites_are_the_users_mistake(sites: list[str]) -> None:
-    with pytest.raises(ModelError, match="choose from resid_post, final_norm"):
+    with pytest.raises(
+        ModelError, match="choose from resid_pre, resid_mid, resid_post, attn_out, mlp_out, z, final_norm"
+    ):
         arrays_of(_identity(), sites, [0])
