@@ -11,7 +11,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from cliffstore.extract.passes import PaddedPasses, TreePasses, first_owners
+from cliffstore.errors import ExtractionError
+from cliffstore.extract.memory import free_memory, is_out_of_memory
+from cliffstore.extract.passes import PaddedPasses, Pass, TreePasses, first_owners
 from cliffstore.extract.tree import UnitExample, build_tree
 from cliffstore.extract.trial import make_examples, time_passes
 from cliffstore.schema import PassSettings
@@ -61,7 +63,7 @@ class PassWish:
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """One way to make passes, and the seconds that the whole job would take with it; None where it was not tried."""
+    """One way to make passes, and the seconds that the whole job would take with it; None where memory ran out."""
 
     kind: Kind
     tokens: int
@@ -83,8 +85,12 @@ class Calibration:
         chosen = f"passes of {self.tokens:,} {words[self.kind]}"
         if not self.tried:
             return f"{chosen} ({shape.n_nodes:,} nodes against {shape.n_padded:,} tokens side by side; not timed)"
-        timed = ", ".join(f"{one.kind} {one.tokens:,}: {one.seconds:,.1f} s" for one in self.tried)
+        timed = ", ".join(f"{one.kind} {one.tokens:,}: {_in_words(one.seconds)}" for one in self.tried)
         return f"{chosen} (expected time of the job: {timed})"
+
+
+def _in_words(seconds: float | None) -> str:
+    return "out of memory" if seconds is None else f"{seconds:,.1f} s"
 
 
 def calibrate(capture: SiteCapture, wish: PassWish, shape: CorpusShape) -> Calibration:
@@ -94,6 +100,11 @@ def calibrate(capture: SiteCapture, wish: PassWish, shape: CorpusShape) -> Calib
     ----------
     capture : with its matrix products chosen, checked for passes over trees
     wish : what is not None is not chosen
+
+    Raises
+    ------
+    ExtractionError
+        Not even one token fits into the device's memory.
     """
     place = "cpu" if capture.device.type == "cpu" else "accelerator"
     examples = make_examples(shape.lengths, shape.shared, int(capture.model.config.get_text_config().vocab_size))
@@ -105,8 +116,10 @@ def calibrate(capture: SiteCapture, wish: PassWish, shape: CorpusShape) -> Calib
             tried = [
                 Timed(kind, tokens, _job_seconds(capture, examples, kind, tokens, shape)) for kind, tokens in candidates
             ]
-            best = min(tried, key=lambda one: one.seconds or 0.0)
-            return Calibration(best.kind, best.tokens, best.seconds or 0.0, tuple(tried))
+            fitting = [(one.seconds, one) for one in tried if one.seconds is not None]
+            if fitting:
+                seconds, best = min(fitting, key=lambda pair: pair[0])
+                return Calibration(best.kind, best.tokens, seconds, tuple(tried))
     kind = _by_counting([kind for kind, _ in candidates], shape)
     tokens = [tokens for one, tokens in candidates if one == kind][-1]
     return Calibration(kind, tokens, (shape.n_nodes if kind == "tree" else shape.n_padded) / rate, ())
@@ -126,27 +139,47 @@ def _by_counting(kinds: Sequence[Kind], shape: CorpusShape) -> Kind:
 
 
 def _token_rate(capture: SiteCapture, examples: Sequence[UnitExample], tokens: int) -> float:
-    """Return tokens a second of one small padded pass, the second of two."""
+    """Return tokens a second of one small padded pass, the second of two; a smaller one where memory runs out."""
     some: list[UnitExample] = []
     for example in examples:
         if sum(len(one.token_ids) for one in some) < tokens:
             some.append(UnitExample(example.example, example.token_ids[:tokens], example.rows[:tokens]))
     passes = list(PaddedPasses(some, len(some) * tokens))
-    time_passes(capture, passes)
-    return passes[0].input_ids_BT.size / time_passes(capture, passes)
+    if _seconds(capture, passes) is not None and (seconds := _seconds(capture, passes)) is not None:
+        return passes[0].input_ids_BT.size / seconds
+    if tokens == 1:
+        raise ExtractionError(f"a forward pass of one token does not fit into the memory of {capture.device}")
+    return _token_rate(capture, examples, tokens // 2)
+
+
+def _seconds(capture: SiteCapture, passes: Sequence[Pass]) -> float | None:
+    """Return the seconds that passes take, None where memory runs out."""
+    try:
+        return time_passes(capture, passes)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    free_memory(capture.device.type)
+    return None
 
 
 def _job_seconds(
     capture: SiteCapture, examples: Sequence[UnitExample], kind: Kind, tokens: int, shape: CorpusShape
-) -> float:
-    """Time a pass from the middle of the sample, and scale it to the job by the positions that are computed."""
+) -> float | None:
+    """Time a pass from the middle of the sample, and scale it to the job by the positions that are computed.
+
+    None where it does not fit into memory.
+    """
     if kind == "tree":
         passes = list(TreePasses(build_tree(examples), tokens))[:2]
-        time_passes(capture, passes[:-1])  # the last continues the path of the one before
+        if _seconds(capture, passes[:-1]) is None:  # the last continues the path of the one before
+            return None
         timed = passes[-1]
     else:
         passes = list(PaddedPasses(first_owners(examples), tokens))
         timed = passes[len(passes) // 2]
-    a_position = time_passes(capture, [timed]) / timed.input_ids_BT.size
+    seconds = _seconds(capture, [timed])
+    if seconds is None:
+        return None
     computed = sum(one.input_ids_BT.size for one in passes)
-    return a_position * computed / max(sum(len(one.rows_N) for one in passes), 1) * shape.n_nodes
+    return seconds / timed.input_ids_BT.size * computed / max(sum(len(one.rows_N) for one in passes), 1) * shape.n_nodes

@@ -68,6 +68,9 @@ class Passes(Protocol):
     def halve(self, one: Pass) -> tuple[Pass, Pass] | None:
         """Return two passes that do what `one` does, None where it cannot be divided."""
 
+    def in_pieces(self, one: Pass) -> Passes | None:
+        """Return passes that compute the one example of `one` piece by piece, None where that cannot be done."""
+
 
 class TreePasses:
     """Passes of at most `tokens` nodes."""
@@ -86,6 +89,9 @@ class TreePasses:
         if middle == one.first:
             return None
         return self._pass(one.first, middle), self._pass(middle, one.last)
+
+    def in_pieces(self, one: Pass) -> Passes | None:
+        return None
 
     def _pass(self, first: int, last: int) -> Pass:
         tree = self._tree
@@ -113,12 +119,17 @@ class TreePasses:
 
 
 class PaddedPasses:
-    """Passes of at most `tokens` padded tokens, one example at the least."""
+    """Passes of at most `tokens` padded tokens, one example at the least.
 
-    def __init__(self, lines: Sequence[UnitExample], tokens: int) -> None:
+    Parameters
+    ----------
+    chunk : whether an example that does not fit into memory may go piece by piece
+    """
+
+    def __init__(self, lines: Sequence[UnitExample], tokens: int, *, chunk: bool = False) -> None:
         cut = [_up_to_last_row(line) for line in lines]
         self._lines = sorted(cut, key=lambda line: (len(line.token_ids), line.example))
-        self._tokens = tokens
+        self._tokens, self._chunk = tokens, chunk
 
     def __iter__(self) -> Iterator[Pass]:
         first = 0
@@ -134,6 +145,12 @@ class PaddedPasses:
         if middle == one.first:
             return None
         return self._pass(one.first, middle), self._pass(middle, one.last)
+
+    def in_pieces(self, one: Pass) -> Passes | None:
+        width = one.input_ids_BT.shape[1]
+        if not self._chunk or one.last - one.first > 1 or width == 1:
+            return None
+        return TreePasses(build_tree(self._lines[one.first : one.last]), width // 2)
 
     def _pass(self, first: int, last: int) -> Pass:
         lines = self._lines[first:last]
@@ -182,7 +199,7 @@ def plan_passes(
     pieces = [one for one in own if not is_whole(one) and in_pieces(one)]
     groups: list[Passes] = []
     if side_by_side:
-        groups.append(PaddedPasses(side_by_side, tokens))
+        groups.append(PaddedPasses(side_by_side, tokens, chunk=chunk))
     if pieces:
         groups.append(TreePasses(build_tree(pieces), tokens))
     groups.extend(PaddedPasses([one], len(one.token_ids)) for one in own if is_whole(one))

@@ -42,7 +42,10 @@ class UnitSink(Protocol):
         """Take an array's vectors of the pass; they may change after the call."""
 
     def check(self) -> None:
-        """After the last pass: raises `NonFiniteError` where a vector holds NaN or Inf."""
+        """After the last pass: raises `NonFiniteError` where a vector holds NaN or Inf.
+
+        What was taken is kept; the passes may be run once more, and then what they give replaces it.
+        """
 
 
 class ActivationBlocks:
@@ -52,15 +55,13 @@ class ActivationBlocks:
     ----------
     specs : arrays of the capture
     row_start, unit_rows : the unit's rows
-    allow_nonfinite : keep NaN and Inf
     """
 
-    def __init__(self, specs: Sequence[ArraySpec], row_start: int, unit_rows: int, *, allow_nonfinite: bool) -> None:
+    def __init__(self, specs: Sequence[ArraySpec], row_start: int, unit_rows: int) -> None:
         self._row_start, self._unit_rows = row_start, unit_rows
         self._specs = {spec.name: spec for spec in specs}
         self._blocks: dict[str, torch.Tensor] = {}
         self._checks: list[_Check] = []
-        self._allow_nonfinite = allow_nonfinite
         self._copies = _Copies()
 
     def begin(self, one: Pass) -> None:
@@ -74,7 +75,7 @@ class ActivationBlocks:
                 f"{name} came out as {dtype} {list(vectors_ND.shape[1:])}, the store holds {spec.dtype} "
                 f"{list(spec.row_shape)}"
             )
-        if not self._allow_nonfinite and len(vectors_ND):
+        if len(vectors_ND):
             self._checks.append(_Check(name, self._rows_N, _extremes(vectors_ND)))
         self._copies.start(vectors_ND, self._block(name, vectors_ND), self._rows_N)
 
@@ -83,8 +84,9 @@ class ActivationBlocks:
         import torch
 
         self._copies.finish()
-        if self._checks and not bool(torch.isfinite(torch.stack([one.extremes.cpu() for one in self._checks])).all()):
-            for one in self._checks:
+        checks, self._checks = self._checks, []
+        if checks and not bool(torch.isfinite(torch.stack([one.extremes.cpu() for one in checks])).all()):
+            for one in checks:
                 self._name_the_row(one)
 
     def finish(self) -> dict[str, Vectors]:
@@ -192,12 +194,9 @@ class ProbeScores:
     probes : probe name -> the array it reads and its weights
     """
 
-    def __init__(
-        self, probes: Mapping[str, tuple[str, ProbeWeights]], row_start: int, n_rows: int, *, allow_nonfinite: bool
-    ) -> None:
+    def __init__(self, probes: Mapping[str, tuple[str, ProbeWeights]], row_start: int, n_rows: int) -> None:
         self._probes, self._row_start = probes, row_start
         self._scores = {probe: np.full(n_rows, np.nan, dtype=np.float32) for probe in probes}
-        self._allow_nonfinite = allow_nonfinite
         self._weights: dict[tuple[str, torch.device], torch.Tensor] = {}
         self._found: list[tuple[str, npt.NDArray[np.int64], torch.Tensor]] = []
 
@@ -213,11 +212,12 @@ class ProbeScores:
 
     def check(self) -> None:
         """Raises `NonFiniteError` where a score is NaN or Inf."""
-        for probe, rows_N, scores_N in self._found:
+        found, self._found = self._found, []
+        for probe, rows_N, scores_N in found:
             self._scores[probe][rows_N] = scores_N.cpu().numpy()
         for probe, scores_R in self._scores.items():
             bad = np.flatnonzero(~np.isfinite(scores_R))
-            if len(bad) and not self._allow_nonfinite:
+            if len(bad):
                 raise NonFiniteError(self._probes[probe][0], self._row_start + int(bad[0]))
 
     def finish(self) -> dict[str, npt.NDArray[np.float32]]:

@@ -54,7 +54,7 @@ def make_examples(lengths: Sequence[int], shared: Sequence[int], vocabulary: int
     for number, (length, n_shared) in enumerate(zip(lengths, shared, strict=True)):
         token_ids = random.integers(0, vocabulary, length, dtype=np.int32)
         rows = np.arange(next_row, next_row + length, dtype=np.int64)
-        if n_shared:
+        if examples:
             before = examples[-1]
             token_ids[:n_shared] = before.token_ids[:n_shared]
             if n_shared < min(length, len(before.token_ids)) and token_ids[n_shared] == before.token_ids[n_shared]:

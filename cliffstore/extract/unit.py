@@ -11,7 +11,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from cliffstore.errors import CliffstoreError, ExtractionError, InterruptedRunError
 from cliffstore.extract.calibration import CorpusShape, PassWish, calibrate
+from cliffstore.extract.memory import free_memory, is_out_of_memory
 from cliffstore.extract.passes import Pass, Passes, plan_passes
 from cliffstore.extract.sinks import ActivationBlocks, NonFiniteError, ProbeScores, UnitSink
 from cliffstore.extract.tree import UnitExample
@@ -85,7 +86,7 @@ class Job:
     @property
     def receipts_name(self) -> str:
         """Where errors of units are recorded, beside the receipts."""
-        return self.capture.capture if self.capture else "scores"
+        return self.capture.capture if self.capture else layout.SCORES
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,17 +148,22 @@ class UnitWorker:
     def prepare(self, wish: PassWish, shape: CorpusShape) -> Prepared:
         """Choose how to make passes for a job of this shape; what is held by a capture already is not chosen again."""
         self._set_threads()
-        if wish.held is not None:
-            self._adopt(wish.held)
-            kind = wish.held.kind if self._capture.over_trees else "padded"
-            wish = replace(wish, kind=kind, tokens=wish.held.tokens)
+        held = wish.held
+        if held is not None:
+            if wish.kind not in (None, held.kind) or wish.tokens not in (None, held.tokens):
+                self._notices.append(
+                    f"the capture was begun with --passes {held.kind} --pass-tokens {held.tokens} and goes on with them"
+                )
+            self._adopt(held)
+            kind = held.kind if self._capture.over_trees else "padded"
+            wish = replace(wish, kind=kind, tokens=held.tokens)
         else:
             self._use_products(choose_products(self._model))
             self._check()
             if wish.kind == "tree" and self._disagreement is not None:
                 wish = replace(wish, kind="padded")
         found = calibrate(self._capture, wish, shape)
-        passes = wish.held or PassSettings(kind=found.kind, tokens=found.tokens, products=self._products)
+        passes = held or PassSettings(kind=found.kind, tokens=found.tokens, products=self._products)
         return Prepared(passes, found.seconds, found.describe(shape), self._drain_notices())
 
     def begin(self, job: Job) -> None:
@@ -201,9 +207,7 @@ class UnitWorker:
         return self._store_scores(place) if capture is None else self._store_activations(place, capture)
 
     def _store_activations(self, place: _Place, capture: CaptureDocument) -> UnitReport:
-        sink = ActivationBlocks(
-            capture_specs(capture), place.row_start, self._unit_rows, allow_nonfinite=self._job.allow_nonfinite
-        )
+        sink = ActivationBlocks(capture_specs(capture), place.row_start, self._unit_rows)
         seconds = self._run(place, sink)
         blocks = sink.finish()
         facts = UnitFacts(
@@ -221,7 +225,7 @@ class UnitWorker:
 
     def _store_scores(self, place: _Place) -> UnitReport:
         probes = {probe.key.name: (probe.array, probe.weights) for probe in self._job.probes}
-        sink = ProbeScores(probes, place.row_start, place.n_rows, allow_nonfinite=self._job.allow_nonfinite)
+        sink = ProbeScores(probes, place.row_start, place.n_rows)
         seconds = self._run(place, sink)
         scores = sink.finish()
         for probe in self._job.probes:
@@ -243,17 +247,25 @@ class UnitWorker:
         with self._compute:
             self._set_threads()
             begun = time.monotonic()
-            try:
-                for passes in self._plan(place.examples):
-                    for one in passes:
-                        self._run_pass(passes, one, sink)
-                sink.check()
-            except NonFiniteError as error:
+            found = self._run_passes(place, sink, isolate=False)
+            if found is not None and self._capture.over_trees:
+                found = self._run_passes(place, sink, isolate=True)  # which of the tokens have it is known only now
+            if found is not None and not self._job.allow_nonfinite:
                 raise ExtractionError(
-                    f"NaN or Inf at site {error.name.replace('/', ', layer ')} in example "
-                    f"{self._id_of(place, error.row)}; pass --allow-nonfinite to store it as it is"
-                ) from None
+                    f"NaN or Inf at site {found.name.replace('/', ', layer ')} in example "
+                    f"{self._id_of(place, found.row)}; pass --allow-nonfinite to store it as it is"
+                )
             return time.monotonic() - begun
+
+    def _run_passes(self, place: _Place, sink: UnitSink, *, isolate: bool) -> NonFiniteError | None:
+        for passes in self._plan(place.examples):
+            for one in passes:
+                self._run_pass(passes, one, sink, isolate)
+        try:
+            sink.check()
+        except NonFiniteError as error:
+            return error
+        return None
 
     def _plan(self, examples: list[UnitExample]) -> list[Passes]:
         held = self._job.passes
@@ -265,27 +277,31 @@ class UnitWorker:
             whole_above=length_dependent_above(self._model.config),
         )
 
-    def _run_pass(self, passes: Passes, one: Pass, sink: UnitSink) -> None:
-        """Run one pass; where the device has too little memory, in two halves, and smaller ones from then on."""
+    def _run_pass(self, passes: Passes, one: Pass, sink: UnitSink, isolate: bool) -> None:
+        """Run one pass; where the device has too little memory, in parts, and smaller ones from then on."""
         if self._stop.is_set():
             raise InterruptedRunError("stopped")
-        sink.begin(one)
-        try:
-            self._capture.run(as_tensors(one), sink.take)
-            return
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-        halves = passes.halve(one)
-        if halves is None:
-            raise ExtractionError("a forward pass of one example or token does not fit into the device's memory")
-        free_memory(self._capture.device.type)
-        self._remember(one.input_ids_BT.size // 2)
-        for half in halves:
-            self._run_pass(passes, half, sink)
+        tokens = one.input_ids_BT.size
+        parts = divide(passes, one) if self._most_tokens is not None and tokens > self._most_tokens else None
+        if parts is None:  # else it was planned before memory ran out
+            sink.begin(one)
+            try:
+                self._capture.run(as_tensors(one), sink.take, isolate=isolate)
+                return
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            parts = divide(passes, one)
+            free_memory(self._capture.device.type)
+            if parts is None:
+                raise ExtractionError("a forward pass of one example or token does not fit into the device's memory")
+            self._remember(tokens // 2)
+        finer, ones = parts
+        for part in ones:
+            self._run_pass(finer, part, sink, isolate)
 
     def _remember(self, tokens: int) -> None:
-        self._most_tokens = max(min(tokens, self._most_tokens or tokens), 1)
+        self._most_tokens = max(tokens, 1)
         self._notices.append(
             f"{self.name}: out of memory on {self._capture.device}: passes of at most {self._most_tokens:,} tokens "
             "from here on (--pass-tokens sets them)"
@@ -294,8 +310,7 @@ class UnitWorker:
     def _adopt(self, passes: PassSettings) -> None:
         """Make passes as a capture says; where this machine cannot, say so and use padded ones."""
         self._use_products(passes.products)
-        if passes.kind == "tree":
-            self._check()
+        self._check()  # padded passes are made with the same attention, where a model can be given it
 
     def _check(self) -> None:
         if self._checked:
@@ -350,27 +365,13 @@ class _Place:
         return UnitReport(self.unit, self.tokens.num_rows, self.n_rows, n_bytes, seconds, worker, notices)
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that memory is short, on the device or on the host."""
-    import torch
-
-    text = str(error).lower()
-    return (
-        isinstance(error, torch.OutOfMemoryError | MemoryError)
-        or "out of memory" in text
-        or ("can't allocate memory" in text)
-    )
-
-
-def free_memory(device: str) -> None:
-    """Give back what a failed pass left behind."""
-    import gc
-
-    import torch
-
-    gc.collect()
-    if device == "cuda":
-        torch.cuda.empty_cache()
+def divide(passes: Passes, one: Pass) -> tuple[Passes, Sequence[Pass]] | None:
+    """Return smaller passes that do what `one` does, with what divides them further; None where there are none."""
+    halves = passes.halve(one)
+    if halves is not None:
+        return passes, halves
+    pieces = passes.in_pieces(one)
+    return (pieces, list(pieces)) if pieces is not None else None
 
 
 def split_examples(tokens: pa.Table) -> list[UnitExample]:

@@ -44,6 +44,8 @@ class PassAttention:
     past : keys and values of the path, by layer: [1, H, P, D]
     carry_C : int64, keys that the next pass needs as its path; None where it needs none
     flex : use FlexAttention where it can be used
+    isolate : keep NaN and Inf in a key or value from queries that do not see it: its weight is zero there, but zero
+        times NaN is NaN, so one bad token would spoil every other node of the pass
     carried : filled by the pass, by layer
     windows : filled by the pass: the sliding window that each layer asked for, None for none
     """
@@ -54,6 +56,7 @@ class PassAttention:
     past: dict[int, KeysValues]
     carry_C: torch.Tensor | None
     flex: bool = False
+    isolate: bool = False
     carried: dict[int, KeysValues] = field(default_factory=dict)
     windows: dict[int, int | None] = field(default_factory=dict)
     _masks: dict[object, object] = field(default_factory=dict)
@@ -181,6 +184,9 @@ def attend(
     if current.carry_C is not None:
         carry_C = current.carry_C.to(key_BHTD.device)
         current.carried[layer] = (key_BHTD.index_select(2, carry_C), value_BHTD.index_select(2, carry_C))
+    bad_BT = None
+    if current.isolate:
+        key_BHTD, value_BHTD, bad_BT = _isolate(current, key_BHTD, value_BHTD, sliding_window)
     scale = scaling if scaling is not None else query_BHTD.shape[-1] ** -0.5
     if current.flex and current.ends_S is not None and s_aux is None:
         found = _flex(current, query_BHTD, key_BHTD, value_BHTD, scale, sliding_window, softcap)
@@ -190,6 +196,8 @@ def attend(
             key_BHTD, value_BHTD = (x.repeat_interleave(repeats, dim=1) for x in (key_BHTD, value_BHTD))
         run = _dense if softcap is None and s_aux is None else _by_hand
         found = run(current, query_BHTD, key_BHTD, value_BHTD, scale, sliding_window, softcap, s_aux)
+    if bad_BT is not None:
+        found = found.masked_fill(bad_BT[:, None, :, None], float("nan"))
     return found.transpose(1, 2).contiguous(), None
 
 
@@ -200,6 +208,19 @@ def _join(path_1HPD: torch.Tensor, new_BHTD: torch.Tensor) -> torch.Tensor:
     import torch
 
     return torch.cat([path_1HPD.expand(new_BHTD.shape[0], -1, -1, -1), new_BHTD], dim=2)
+
+
+def _isolate(
+    current: PassAttention, key_BHSD: torch.Tensor, value_BHSD: torch.Tensor, window: int | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return keys and values with zeros in place of NaN and Inf, and which queries see such a key, bool [B, T]."""
+    import torch
+
+    bad_BS = ~(torch.isfinite(key_BHSD).all(-1) & torch.isfinite(value_BHSD).all(-1)).all(1)
+    sees_TS = current.sees(window).to(bad_BS.device)
+    bad_BT = torch.stack([sees_TS[:, bad_S].any(1) for bad_S in bad_BS])
+    key_BHSD, value_BHSD = (torch.nan_to_num(x, 0.0, 0.0, 0.0) for x in (key_BHSD, value_BHSD))
+    return key_BHSD, value_BHSD, bad_BT
 
 
 def _dense(

@@ -118,8 +118,12 @@ class SiteCapture:
         self.over_trees = False
         self._path = {}
 
-    def run(self, one: PassTensors, sink: Sink) -> None:
+    def run(self, one: PassTensors, sink: Sink, *, isolate: bool = False) -> None:
         """Run one pass. Where it fails, the path that the pass before it left is still there.
+
+        Parameters
+        ----------
+        isolate : see `PassAttention`; of no effect with the attention that the model was loaded with
 
         Raises
         ------
@@ -133,13 +137,13 @@ class SiteCapture:
                 mask_BT = torch.arange(one.input_ids_BT.shape[1])[None, :] < one.lengths_B[:, None]
                 self._forward(one, sink, {"attention_mask": mask_BT.long().to(self.device)})
                 return
-            current = self._attention_of(one)
+            current = self._attention_of(one, isolate)
             with attention.attending(current):
                 self._forward(one, sink, {"position_ids": one.positions_BT.to(self.device)})
             self._path = current.carried
             self.windows = current.windows
 
-    def _attention_of(self, one: PassTensors) -> PassAttention:
+    def _attention_of(self, one: PassTensors, isolate: bool) -> PassAttention:
         import torch
 
         path = self._path if one.n_past else {}
@@ -154,6 +158,7 @@ class SiteCapture:
             past=path,
             carry_C=None if one.carry_C is None else one.carry_C.to(self.device),
             flex=self.flex,
+            isolate=isolate,
         )
 
     def _forward(self, one: PassTensors, sink: Sink, arguments: dict[str, torch.Tensor]) -> None:

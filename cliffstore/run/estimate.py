@@ -11,6 +11,8 @@ import numpy as np
 from cliffstore.config import ExtractConfig
 from cliffstore.errors import ConfigError
 from cliffstore.extract.calibration import CorpusShape
+from cliffstore.extract.passes import first_owners
+from cliffstore.extract.tree import UnitExample
 from cliffstore.plan.prefix import shared_lengths
 from cliffstore.plan.units import Plan, PlannedExample, Unit
 from cliffstore.run.progress import Reporter
@@ -99,12 +101,9 @@ def _computed(planned: PlannedExample) -> np.ndarray:
 
 def _n_padded(unit: Unit) -> int:
     """Tokens of the examples that bring a row."""
-    highest, tokens = unit.row_start - 1, 0
-    for planned in unit.examples:
-        if int(planned.rows.max()) > highest:
-            highest = int(planned.rows.max())
-            tokens += len(_computed(planned))
-    return tokens
+    members = [UnitExample(one.ordinal, one.example.token_ids, one.rows) for one in unit.examples]
+    bring = {owner.example for owner in first_owners(members)}
+    return sum(len(_computed(planned)) for planned in unit.examples if planned.ordinal in bring)
 
 
 def format_bytes(size: int) -> str:

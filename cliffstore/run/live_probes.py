@@ -9,6 +9,7 @@ from cliffstore.config import ExtractConfig
 from cliffstore.errors import ConfigError, ProbeError
 from cliffstore.extract.unit import LiveProbe
 from cliffstore.model.identity import ModelSource
+from cliffstore.model.sites import arrays_of
 from cliffstore.run.captures import choose_dtype, model_key
 from cliffstore.schema import ArrayIdentity, ProbeDocument
 from cliffstore.store import layout
@@ -76,8 +77,8 @@ def arrays_to_read(probes: Sequence[FoundProbe]) -> list[ArrayIdentity]:
     """Return the arrays that the probes read, each once."""
     arrays: dict[tuple[str, int], ArrayIdentity] = {}
     for probe in probes:
-        document, width = probe.document, len(probe.weights.w_D)
-        arrays[document.site, document.layer] = ArrayIdentity(site=document.site, layer=document.layer, shape=[width])
+        document = probe.document
+        (arrays[document.site, document.layer],) = arrays_of(document.model, [document.site], [document.layer])
     return list(arrays.values())
 
 

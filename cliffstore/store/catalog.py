@@ -182,7 +182,9 @@ def _receipts_table(reader: StoreReader) -> pa.Table:
             rows.append({**known, "model": capture.alias, "extracted": True, "error": None})
         for error in receipts.read_errors(reader.objects, capture.capture):
             known = error.model_dump(include={"capture", "unit", "attempt", "worker", "error"})
-            rows.append({**known, "model": capture.alias, "extracted": False, "seconds": None, "bytes": None})
+            rows.append({**known, "model": capture.alias, "extracted": False})
+    for error in receipts.read_errors(reader.objects, layout.SCORES):  # of runs that store scores only
+        rows.append({**error.model_dump(include={"unit", "attempt", "worker", "error"}), "extracted": False})
     return pa.Table.from_pylist(rows, schema=_RECEIPTS)
 
 

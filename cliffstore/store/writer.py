@@ -112,6 +112,7 @@ def commit_unit(
         Whole shards, so that writing a unit again replaces objects instead of merging with a torn one.
     seconds : time that computing took
     """
+
     def write(spec: ArraySpec) -> str:
         arrays.write(spec.key, facts.row_start, blocks[spec.name])
         return rows_digest(blocks[spec.name][: facts.n_rows])
