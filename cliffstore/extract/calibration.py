@@ -44,12 +44,14 @@ class CorpusShape:
     lengths, shared : of consecutive examples of one unit, as `make_examples` takes them
     n_nodes : nodes of all units that are to be computed
     n_padded : tokens of the same in padded passes, without padding
+    longest : tokens of the longest example
     """
 
     lengths: tuple[int, ...]
     shared: tuple[int, ...]
     n_nodes: int
     n_padded: int
+    longest: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,160 +11,43 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
 
 from cliffstore.errors import CliffstoreError, ExtractionError, InterruptedRunError
-from cliffstore.extract.calibration import CorpusShape, PassWish, calibrate
-from cliffstore.extract.memory import free_memory, is_out_of_memory
-from cliffstore.extract.passes import Pass, Passes, plan_passes
-from cliffstore.extract.sinks import ActivationBlocks, NonFiniteError, ProbeScores, UnitSink
+from cliffstore.extract.calibration import CorpusShape, PassWish
+from cliffstore.extract.job import Job, Prepared, UnitReport, WorkerSpec
+from cliffstore.extract.runner import PassRunner
+from cliffstore.extract.sinks import ActivationBlocks, ProbeScores, UnitSink
 from cliffstore.extract.tree import UnitExample
-from cliffstore.extract.trial import as_tensors, disagreement
-from cliffstore.model.capture import SiteCapture
-from cliffstore.model.identity import ModelSource
-from cliffstore.model.loader import load_model
-from cliffstore.model.products import Products, choose_products, use_float32_products
-from cliffstore.model.traits import length_dependent_above
-from cliffstore.schema import ArrayIdentity, CaptureDocument, Dtype, PassSettings, UnitError
+from cliffstore.schema import CaptureDocument, UnitError
 from cliffstore.store import layout, receipts, tables
-from cliffstore.store.probes import ProbeWeights
 from cliffstore.store.reader import StoreReader
-from cliffstore.store.scores import ProbeKey, is_scored, write_unit_scores
+from cliffstore.store.scores import is_scored, write_unit_scores
 from cliffstore.store.writer import UnitFacts, capture_specs, commit_unit
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerSpec:
-    """What a worker needs to load its model, small enough to send anywhere.
-
-    Attributes
-    ----------
-    arrays : what is captured, or what the probes of a job read
-    threads : CPU threads of a pass; None leaves torch's own choice
-    gpus : GPUs that the model is spread over
-    """
-
-    source: ModelSource
-    arrays: tuple[ArrayIdentity, ...]
-    dtype: Dtype
-    device: str
-    threads: int | None = None
-    gpus: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class LiveProbe:
-    """A probe that is scored while the model runs: its name and digest, the array it reads, its weights."""
-
-    key: ProbeKey
-    array: str
-    weights: ProbeWeights
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """What the units of a run are extracted for: a capture, or scores of probes.
-
-    Attributes
-    ----------
-    capture : document in the store; None where only scores are wanted
-    """
-
-    store: str
-    plan: str
-    passes: PassSettings
-    capture: CaptureDocument | None
-    probes: tuple[LiveProbe, ...] = ()
-    allow_nonfinite: bool = False
-    storage_options: Mapping[str, object] = field(default_factory=dict)
-
-    @property
-    def receipts_name(self) -> str:
-        """Where errors of units are recorded, beside the receipts."""
-        return self.capture.capture if self.capture else layout.SCORES
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """How a worker will make its passes.
-
-    Attributes
-    ----------
-    seconds : expected compute time of the whole job on one such worker
-    summary : what calibration found, for the user
-    notices : what the user did not ask for and must know
-    """
-
-    passes: PassSettings
-    seconds: float
-    summary: str
-    notices: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class UnitReport:
-    """What became of one unit. `bytes` are those of its vectors before compression."""
-
-    unit: int
-    n_tokens: int
-    n_rows: int
-    bytes: int
-    seconds: float
-    worker: str
-    notices: tuple[str, ...] = ()
 
 
 class UnitWorker:
     """Extracts units. Loads its model when it is made."""
 
     def __init__(self, spec: WorkerSpec) -> None:
-        import torch
-
-        self._spec = spec
-        self._compute = threading.Lock()
-        self._stop = threading.Event()
-        self._notices: list[str] = []
-        self._set_threads()
-        self._model = load_model(spec.source, spec.dtype, spec.device, gpus=spec.gpus)
-        identity = spec.source.identity
-        flex = all(parameter.is_cuda for parameter in self._model.parameters())
-        with torch.inference_mode():
-            self._capture = SiteCapture(self._model, spec.arrays, identity.n_layers, identity.n_heads, flex=flex)
-        self._products: Products = "native"
-        self._disagreement: str | None = None
-        self._checked = False
-        self._most_tokens: int | None = None
         self.name = f"{socket.gethostname()}:{os.getpid()}"
+        self._threads = spec.threads
+        self._compute = threading.Lock()
+        self._set_threads()
+        self._runner = PassRunner(spec, self.name)
 
     def stop(self) -> None:
         """Make running and later calls of `extract` end at the next pass."""
-        self._stop.set()
+        self._runner.stop()
 
     def prepare(self, wish: PassWish, shape: CorpusShape) -> Prepared:
         """Choose how to make passes for a job of this shape; what is held by a capture already is not chosen again."""
         self._set_threads()
-        held = wish.held
-        if held is not None:
-            if wish.kind not in (None, held.kind) or wish.tokens not in (None, held.tokens):
-                self._notices.append(
-                    f"the capture was begun with --passes {held.kind} --pass-tokens {held.tokens} and goes on with them"
-                )
-            self._adopt(held)
-            kind = held.kind if self._capture.over_trees else "padded"
-            wish = replace(wish, kind=kind, tokens=held.tokens)
-        else:
-            self._use_products(choose_products(self._model))
-            self._check()
-            if wish.kind == "tree" and self._disagreement is not None:
-                wish = replace(wish, kind="padded")
-        found = calibrate(self._capture, wish, shape)
-        passes = held or PassSettings(kind=found.kind, tokens=found.tokens, products=self._products)
-        return Prepared(passes, found.seconds, found.describe(shape), self._drain_notices())
+        return self._runner.prepare(wish, shape)
 
     def begin(self, job: Job) -> None:
         """Open the job's store, and make passes as it says."""
@@ -172,7 +55,7 @@ class UnitWorker:
         self._job = job
         self._reader = StoreReader(job.store, job.storage_options)
         self._unit_rows = self._reader.manifest.chunking.unit_rows
-        self._adopt(job.passes)
+        self._runner.adopt(job.passes)
 
     def extract(self, unit: int, attempt: int = 1) -> UnitReport:
         """Compute and commit one unit; one that is committed already is left alone.
@@ -221,7 +104,7 @@ class UnitWorker:
             worker=self.name,
         )
         receipt = commit_unit(self._reader.objects, self._reader.arrays, capture, facts, blocks, seconds)
-        return place.report(receipt.bytes, receipt.seconds, receipt.worker, self._drain_notices())
+        return place.report(receipt.bytes, receipt.seconds, receipt.worker, self._runner.drain_notices())
 
     def _store_scores(self, place: _Place) -> UnitReport:
         probes = {probe.key.name: (probe.array, probe.weights) for probe in self._job.probes}
@@ -240,16 +123,14 @@ class UnitWorker:
             )
         self._reader.objects.delete(layout.unit_error(self._job.receipts_name, place.unit))
         n_bytes = sum(scores_R.nbytes for scores_R in scores.values())
-        return place.report(n_bytes, seconds, self.name, self._drain_notices())
+        return place.report(n_bytes, seconds, self.name, self._runner.drain_notices())
 
     def _run(self, place: _Place, sink: UnitSink) -> float:
         """Run the passes of a unit; return the seconds that they took."""
         with self._compute:
             self._set_threads()
             begun = time.monotonic()
-            found = self._run_passes(place, sink, isolate=False)
-            if found is not None and self._capture.over_trees:
-                found = self._run_passes(place, sink, isolate=True)  # which of the tokens have it is known only now
+            found = self._runner.run(place.examples, self._job.passes, sink)
             if found is not None and not self._job.allow_nonfinite:
                 raise ExtractionError(
                     f"NaN or Inf at site {found.name.replace('/', ', layer ')} in example "
@@ -257,89 +138,11 @@ class UnitWorker:
                 )
             return time.monotonic() - begun
 
-    def _run_passes(self, place: _Place, sink: UnitSink, *, isolate: bool) -> NonFiniteError | None:
-        for passes in self._plan(place.examples):
-            for one in passes:
-                self._run_pass(passes, one, sink, isolate)
-        try:
-            sink.check()
-        except NonFiniteError as error:
-            return error
-        return None
-
-    def _plan(self, examples: list[UnitExample]) -> list[Passes]:
-        held = self._job.passes
-        return plan_passes(
-            examples,
-            held.kind if self._capture.over_trees else "padded",
-            min(held.tokens, self._most_tokens or held.tokens),
-            chunk=self._capture.over_trees,
-            whole_above=length_dependent_above(self._model.config),
-        )
-
-    def _run_pass(self, passes: Passes, one: Pass, sink: UnitSink, isolate: bool) -> None:
-        """Run one pass; where the device has too little memory, in parts, and smaller ones from then on."""
-        if self._stop.is_set():
-            raise InterruptedRunError("stopped")
-        tokens = one.input_ids_BT.size
-        parts = divide(passes, one) if self._most_tokens is not None and tokens > self._most_tokens else None
-        if parts is None:  # else it was planned before memory ran out
-            sink.begin(one)
-            try:
-                self._capture.run(as_tensors(one), sink.take, isolate=isolate)
-                return
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-            parts = divide(passes, one)
-            free_memory(self._capture.device.type)
-            if parts is None:
-                raise ExtractionError("a forward pass of one example or token does not fit into the device's memory")
-            self._remember(tokens // 2)
-        finer, ones = parts
-        for part in ones:
-            self._run_pass(finer, part, sink, isolate)
-
-    def _remember(self, tokens: int) -> None:
-        self._most_tokens = max(tokens, 1)
-        self._notices.append(
-            f"{self.name}: out of memory on {self._capture.device}: passes of at most {self._most_tokens:,} tokens "
-            "from here on (--pass-tokens sets them)"
-        )
-
-    def _adopt(self, passes: PassSettings) -> None:
-        """Make passes as a capture says; where this machine cannot, say so and use padded ones."""
-        self._use_products(passes.products)
-        self._check()  # padded passes are made with the same attention, where a model can be given it
-
-    def _check(self) -> None:
-        if self._checked:
-            return
-        self._checked = True
-        self._disagreement = disagreement(self._capture, self._spec.dtype)
-        if self._disagreement is not None:
-            self._capture.leave_trees()
-            self._notices.append(
-                f"passes over prefix trees are off, padded ones are used, which are slower: {self._disagreement}"
-            )
-
-    def _use_products(self, products: Products) -> None:
-        if products == self._products:
-            return
-        if products == "native":
-            raise ExtractionError("a worker's matrix products cannot go back to native ones; start a new run")
-        use_float32_products(self._model)
-        self._products = products
-
     def _set_threads(self) -> None:
         import torch
 
-        if self._spec.threads is not None:
-            torch.set_num_threads(self._spec.threads)  # per thread of the process, hence set where it computes
-
-    def _drain_notices(self) -> tuple[str, ...]:
-        found, self._notices = tuple(self._notices), []
-        return found
+        if self._threads is not None:
+            torch.set_num_threads(self._threads)  # per thread of the process, hence set where it computes
 
     def _id_of(self, place: _Place, row: int) -> str:
         owner = next(one.example for one in place.examples if row in one.rows)
@@ -363,15 +166,6 @@ class _Place:
 
     def report(self, n_bytes: int, seconds: float, worker: str, notices: tuple[str, ...]) -> UnitReport:
         return UnitReport(self.unit, self.tokens.num_rows, self.n_rows, n_bytes, seconds, worker, notices)
-
-
-def divide(passes: Passes, one: Pass) -> tuple[Passes, Sequence[Pass]] | None:
-    """Return smaller passes that do what `one` does, with what divides them further; None where there are none."""
-    halves = passes.halve(one)
-    if halves is not None:
-        return passes, halves
-    pieces = passes.in_pieces(one)
-    return (pieces, list(pieces)) if pieces is not None else None
 
 
 def split_examples(tokens: pa.Table) -> list[UnitExample]:

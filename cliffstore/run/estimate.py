@@ -92,6 +92,7 @@ def corpus_shape(plan: Plan, units: Sequence[Unit]) -> CorpusShape:
         shared=tuple(shared_lengths(sequences)),
         n_nodes=sum(unit.n_nodes for unit in units),
         n_padded=sum(_n_padded(unit) for unit in units),
+        longest=max(len(_computed(planned)) for unit in units for planned in unit.examples),
     )
 
 

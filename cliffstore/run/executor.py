@@ -10,7 +10,8 @@ from typing import Protocol
 
 from cliffstore.errors import ExtractionError, InterruptedRunError
 from cliffstore.extract.calibration import CorpusShape, PassWish
-from cliffstore.extract.unit import Job, Prepared, UnitReport, UnitWorker, WorkerSpec
+from cliffstore.extract.job import Job, Prepared, UnitReport, WorkerSpec
+from cliffstore.extract.unit import UnitWorker
 
 IN_FLIGHT = 2
 """Units that a worker has at once: one is computed while the one before is written."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from cliffstore.config import ExtractConfig
 from cliffstore.errors import ConfigError, ProbeError
-from cliffstore.extract.unit import LiveProbe
+from cliffstore.extract.job import LiveProbe
 from cliffstore.model.identity import ModelSource
 from cliffstore.model.sites import arrays_of
 from cliffstore.run.captures import choose_dtype, model_key

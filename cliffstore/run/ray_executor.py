@@ -14,7 +14,8 @@ import ray
 
 from cliffstore.errors import CliffstoreError, ConfigError, InterruptedRunError, UserError
 from cliffstore.extract.calibration import CorpusShape, PassWish
-from cliffstore.extract.unit import Job, Prepared, UnitWorker, WorkerSpec
+from cliffstore.extract.job import Job, Prepared, WorkerSpec
+from cliffstore.extract.unit import UnitWorker
 from cliffstore.run.executor import IN_FLIGHT, OnDone, UnitOutcome, run_unit
 
 _RESTARTS = 3

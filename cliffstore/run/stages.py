@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from cliffstore.config import ExtractConfig, load_config
 from cliffstore.errors import ExtractionError, InterruptedRunError
 from cliffstore.extract.calibration import PassWish
-from cliffstore.extract.unit import Job, UnitReport, WorkerSpec
+from cliffstore.extract.job import Job, UnitReport, WorkerSpec
 from cliffstore.model.identity import ModelSource, find_model
 from cliffstore.model.sites import arrays_of, parse_layers
 from cliffstore.plan.units import Plan

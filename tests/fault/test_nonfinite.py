@@ -197,6 +197,6 @@ def test_without_replaced_attention_the_right_example_is_named_too(
     poisoned: Poisoned, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A model that keeps the attention it was loaded with runs padded passes, where lines are apart."""
-    monkeypatch.setattr("cliffstore.extract.unit.disagreement", lambda *_: "made up")
+    monkeypatch.setattr("cliffstore.extract.runner.disagreement", lambda *_: "made up")
     assert main(poisoned.command(tmp_path / "store")) == 1
     assert f"in example {BAD};" in error_of(capsys)

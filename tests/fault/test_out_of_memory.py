@@ -187,7 +187,7 @@ def test_later_units_begin_with_the_smaller_size(case: Case, tmp_path: Path, mon
         sizes.append(tokens)
         return plan_passes(examples, kind, tokens, **options)
 
-    monkeypatch.setattr("cliffstore.extract.unit.plan_passes", plan_and_tell)
+    monkeypatch.setattr("cliffstore.extract.runner.plan_passes", plan_and_tell)
     device = SmallDevice(holds(70)).install(monkeypatch)
     assert main(case.command(tmp_path / "store", *TREE, "--pass-tokens", "128")) == 0
     (first, fitted), *others = device.events
@@ -258,7 +258,7 @@ def test_what_cannot_be_divided_fails_its_unit_and_no_other(
     command = case.command(store_path, *passes, "--pass-tokens", "512")
     with monkeypatch.context() as patch:
         if not trees:
-            patch.setattr("cliffstore.extract.unit.disagreement", lambda *_: "made up")
+            patch.setattr("cliffstore.extract.runner.disagreement", lambda *_: "made up")
         device = SmallDevice(lambda one: token not in one.input_ids_BT.unique().tolist()).install(patch)
         assert main(command) == 1
     report, _, error = told(capsys)

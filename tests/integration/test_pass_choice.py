@@ -78,16 +78,16 @@ def assert_right(built: Built, store: Path) -> None:
 @pytest.fixture
 def planned(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, bool]]:
     """Return kind, size and chunking of the passes of each unit, as they are planned."""
-    from cliffstore.extract import unit
+    from cliffstore.extract import runner
 
     seen: list[tuple[str, int, bool]] = []
-    plan = unit.plan_passes
+    plan = runner.plan_passes
 
     def plan_and_tell(examples, kind, tokens, *, chunk, whole_above):
         seen.append((kind, tokens, chunk))
         return plan(examples, kind, tokens, chunk=chunk, whole_above=whole_above)
 
-    monkeypatch.setattr(unit, "plan_passes", plan_and_tell)
+    monkeypatch.setattr(runner, "plan_passes", plan_and_tell)
     return seen
 
 
@@ -156,6 +156,18 @@ def test_other_passes_on_resume_are_told_to_be_ignored(
         assert ("note: the capture was begun with --passes tree --pass-tokens 100" in result.stderr) is told
 
 
+@pytest.mark.parametrize(("limit", "told"), [(20, 1), (10_000, 0), (None, 0)])
+def test_rows_that_depend_on_length_are_told_of(
+    built: Built, limit: int | None, told: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cliffstore.extract.runner.length_dependent_above", lambda _config: limit)
+    result = ok(*arguments(built, tmp_path / "store"))
+    notices = [line for line in result.stderr.splitlines() if "depends on the length of the whole example" in line]
+    assert len(notices) == told
+    assert all("above 20 this model's" in line for line in notices)
+    assert_right(built, tmp_path / "store")
+
+
 def break_attention(patch: pytest.MonkeyPatch) -> None:
     """Make the replaced attention differ from the model's own by half a percent."""
     right = attention._dense
@@ -163,7 +175,7 @@ def break_attention(patch: pytest.MonkeyPatch) -> None:
 
 
 def say_so(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("cliffstore.extract.unit.disagreement", lambda *_: "made up")
+    patch.setattr("cliffstore.extract.runner.disagreement", lambda *_: "made up")
 
 
 def refuse_attention(patch: pytest.MonkeyPatch) -> None:
@@ -231,7 +243,8 @@ def test_capture_of_trees_goes_on_where_they_cannot_be_used(
 
 def test_worker_that_chose_nothing_checks_too(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the first of several workers chooses passes; all of them must find out that trees are wrong."""
-    from cliffstore.extract.unit import Job, UnitWorker, WorkerSpec
+    from cliffstore.extract.job import Job, WorkerSpec
+    from cliffstore.extract.unit import UnitWorker
     from cliffstore.model.identity import find_model
     from cliffstore.store.reader import StoreReader
 

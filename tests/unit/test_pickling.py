@@ -14,7 +14,7 @@ import pytest
 from cliffstore import errors
 from cliffstore.errors import CliffstoreError
 from cliffstore.extract.calibration import CorpusShape, PassWish
-from cliffstore.extract.unit import Job, LiveProbe, Prepared, UnitReport, WorkerSpec
+from cliffstore.extract.job import Job, LiveProbe, Prepared, UnitReport, WorkerSpec
 from cliffstore.model.identity import ModelSource
 from cliffstore.run.executor import UnitOutcome
 from cliffstore.schema import (

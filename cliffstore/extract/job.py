@@ -1,0 +1,93 @@
+"""What a run and its workers tell each other: a model to load, a job, how passes are made, what became of a unit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from cliffstore.model.identity import ModelSource
+from cliffstore.schema import ArrayIdentity, CaptureDocument, Dtype, PassSettings
+from cliffstore.store import layout
+from cliffstore.store.probes import ProbeWeights
+from cliffstore.store.scores import ProbeKey
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """What a worker needs to load its model, small enough to send anywhere.
+
+    Attributes
+    ----------
+    arrays : what is captured, or what the probes of a job read
+    threads : CPU threads of a pass; None leaves torch's own choice
+    gpus : GPUs that the model is spread over
+    """
+
+    source: ModelSource
+    arrays: tuple[ArrayIdentity, ...]
+    dtype: Dtype
+    device: str
+    threads: int | None = None
+    gpus: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class LiveProbe:
+    """A probe that is scored while the model runs: its name and digest, the array it reads, its weights."""
+
+    key: ProbeKey
+    array: str
+    weights: ProbeWeights
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What the units of a run are extracted for: a capture, or scores of probes.
+
+    Attributes
+    ----------
+    capture : document in the store; None where only scores are wanted
+    """
+
+    store: str
+    plan: str
+    passes: PassSettings
+    capture: CaptureDocument | None
+    probes: tuple[LiveProbe, ...] = ()
+    allow_nonfinite: bool = False
+    storage_options: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def receipts_name(self) -> str:
+        """Where errors of units are recorded, beside the receipts."""
+        return self.capture.capture if self.capture else layout.SCORES
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """How a worker will make its passes.
+
+    Attributes
+    ----------
+    seconds : expected compute time of the whole job on one such worker
+    summary : what calibration found, for the user
+    notices : what the user did not ask for and must know
+    """
+
+    passes: PassSettings
+    seconds: float
+    summary: str
+    notices: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class UnitReport:
+    """What became of one unit. `bytes` are those of its vectors before compression."""
+
+    unit: int
+    n_tokens: int
+    n_rows: int
+    bytes: int
+    seconds: float
+    worker: str
+    notices: tuple[str, ...] = ()
