@@ -45,6 +45,9 @@ class Discard:
     def finish(self) -> dict[str, object]:
         return {}
 
+    def give_back(self) -> None:
+        pass
+
 
 def write_nothing(
     _objects: object, _arrays: object, _capture: object, facts: unit.UnitFacts, _blocks: object, seconds: float

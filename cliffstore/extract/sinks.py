@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cliffstore.errors import ExtractionError
+from cliffstore.extract.blocks import BlockPool, Blocks
 from cliffstore.extract.passes import Pass
 from cliffstore.store.arrays import ArraySpec, Vectors
 from cliffstore.store.probes import ProbeWeights
@@ -54,18 +55,21 @@ class ActivationBlocks:
     Parameters
     ----------
     specs : arrays of the capture
-    row_start, unit_rows : the unit's rows
+    row_start : the unit's first row
+    pool : lends the blocks
     """
 
-    def __init__(self, specs: Sequence[ArraySpec], row_start: int, unit_rows: int) -> None:
-        self._row_start, self._unit_rows = row_start, unit_rows
+    def __init__(self, specs: Sequence[ArraySpec], row_start: int, pool: BlockPool) -> None:
+        self._row_start, self._pool = row_start, pool
         self._specs = {spec.name: spec for spec in specs}
-        self._blocks: dict[str, torch.Tensor] = {}
+        self._blocks: Blocks | None = None
+        self._taken: list[npt.NDArray[np.int64]] = []
         self._checks: list[_Check] = []
         self._copies = _Copies()
 
     def begin(self, one: Pass) -> None:
         self._rows_N = one.rows_N - self._row_start
+        self._taken.append(self._rows_N)
 
     def take(self, name: str, vectors_ND: torch.Tensor) -> None:
         spec = self._specs[name]
@@ -77,7 +81,9 @@ class ActivationBlocks:
             )
         if len(vectors_ND):
             self._checks.append(_Check(name, self._rows_N, _extremes(vectors_ND)))
-        self._copies.start(vectors_ND, self._block(name, vectors_ND), self._rows_N)
+        if self._blocks is None:
+            self._blocks = self._pool.lend(pinned=vectors_ND.is_cuda)
+        self._copies.start(vectors_ND, self._blocks[name], self._rows_N)
 
     def check(self) -> None:
         """Wait for the copies. Raises `NonFiniteError` where a vector holds NaN or Inf."""
@@ -90,20 +96,28 @@ class ActivationBlocks:
                 self._name_the_row(one)
 
     def finish(self) -> dict[str, Vectors]:
-        """Return array name -> stored vectors [unit rows, ...], zero where no row was taken, and let go of them."""
-        return {name: _stored(self._blocks.pop(name)) for name in self._specs}
-
-    def _block(self, name: str, like: torch.Tensor) -> torch.Tensor:
+        """Return array name -> stored vectors [unit rows, ...], zero where no row was taken."""
         import torch
 
-        if name not in self._blocks:
-            shape = (self._unit_rows, *self._specs[name].row_shape)
-            self._blocks[name] = torch.zeros(shape, dtype=like.dtype, pin_memory=like.is_cuda)
-        return self._blocks[name]
+        blocks = self._blocks or self._pool.lend(pinned=False)
+        self._blocks = blocks
+        untaken_R = torch.ones(self._pool.unit_rows, dtype=torch.bool)
+        for rows_N in self._taken:
+            untaken_R[torch.from_numpy(rows_N)] = False
+        for block in blocks.values():
+            block[untaken_R] = 0
+        return {name: _stored(block) for name, block in blocks.items()}
+
+    def give_back(self) -> None:
+        """Let the next unit have the blocks; nobody may refer to what `finish` returned any longer."""
+        blocks, self._blocks = self._blocks, None
+        if blocks is not None:
+            self._pool.take_back(blocks)
 
     def _name_the_row(self, check: _Check) -> None:
         import torch
 
+        assert self._blocks is not None  # what is checked was taken
         block = self._blocks[check.name]
         for row in check.rows_N:
             if not bool(torch.isfinite(block[int(row)]).all()):

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from cliffstore.errors import CliffstoreError, ExtractionError, InterruptedRunError
+from cliffstore.extract.blocks import BlockPool
 from cliffstore.extract.calibration import CorpusShape, PassWish
 from cliffstore.extract.job import Job, Prepared, UnitReport, WorkerSpec
 from cliffstore.extract.runner import PassRunner
@@ -55,6 +56,8 @@ class UnitWorker:
         self._job = job
         self._reader = StoreReader(job.store, job.storage_options)
         self._unit_rows = self._reader.manifest.chunking.unit_rows
+        if job.capture is not None:
+            self._pool = BlockPool(capture_specs(job.capture), self._unit_rows)
         self._runner.adopt(job.passes)
 
     def extract(self, unit: int, attempt: int = 1) -> UnitReport:
@@ -90,7 +93,7 @@ class UnitWorker:
         return self._store_scores(place) if capture is None else self._store_activations(place, capture)
 
     def _store_activations(self, place: _Place, capture: CaptureDocument) -> UnitReport:
-        sink = ActivationBlocks(capture_specs(capture), place.row_start, self._unit_rows)
+        sink = ActivationBlocks(capture_specs(capture), place.row_start, self._pool)
         seconds = self._run(place, sink)
         blocks = sink.finish()
         facts = UnitFacts(
@@ -104,6 +107,8 @@ class UnitWorker:
             worker=self.name,
         )
         receipt = commit_unit(self._reader.objects, self._reader.arrays, capture, facts, blocks, seconds)
+        del blocks
+        sink.give_back()
         return place.report(receipt.bytes, receipt.seconds, receipt.worker, self._runner.drain_notices())
 
     def _store_scores(self, place: _Place) -> UnitReport:

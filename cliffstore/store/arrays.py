@@ -26,7 +26,7 @@ from cliffstore.store.objects import ObjectStore
 Vectors = npt.NDArray[np.generic]
 
 STORED_DTYPE: dict[str, str] = {"bfloat16": "uint16", "float16": "float16", "float32": "float32"}
-_CACHE_BYTES = 256 << 20
+_CACHE_BYTES = {"read": 256 << 20, "write": 0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,21 +81,26 @@ class TensorstoreArrays:
         self._tensorstore = tensorstore
         self._objects = objects
         self._shards = ShardCheck(objects)
-        self._context = tensorstore.Context({"cache_pool": {"total_bytes_limit": _CACHE_BYTES}})
-        self._open: dict[str, object] = {}
+        self._contexts = {
+            use: tensorstore.Context({"cache_pool": {"total_bytes_limit": limit}})
+            for use, limit in _CACHE_BYTES.items()
+        }
+        self._open: dict[tuple[str, str], object] = {}
 
-    def _array(self, key: str):  # type: ignore[no-untyped-def]  # tensorstore ships no types for its dynamic arrays
-        if key not in self._open:
+    def _array(self, key: str, use: str):  # type: ignore[no-untyped-def]  # tensorstore's arrays are untyped
+        if (key, use) not in self._open:
             spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": self._objects.path(key) + "/"}}
             try:
-                self._open[key] = self._tensorstore.open(spec, open=True, context=self._context).result()
+                context = self._contexts[use]
+                self._open[key, use] = self._tensorstore.open(spec, open=True, context=context).result()
             except ValueError as error:
                 raise _unreadable(key, error) from None
-        return self._open[key]
+        return self._open[key, use]
 
     def write(self, key: str, row_start: int, block: Vectors) -> None:
-        rows = self._array(key)[row_start : row_start + len(block)]
-        rows.write(block, can_reference_source_data_indefinitely=True).result()  # no copy: it is waited for
+        # No copy: the write is waited for, and no cache refers to the block behind it.
+        rows = self._array(key, "write")[row_start : row_start + len(block)]
+        rows.write(block, can_reference_source_data_indefinitely=True).result()
 
     def read_range(self, key: str, row_start: int, row_stop: int) -> Vectors:
         return self._read(key, slice(row_start, row_stop), np.arange(row_start, row_stop))
@@ -104,7 +109,7 @@ class TensorstoreArrays:
         return self._read(key, rows_N, rows_N)
 
     def _read(self, key: str, where: slice | npt.NDArray[np.int64], rows_N: npt.NDArray[np.int64]) -> Vectors:
-        array = self._array(key)
+        array = self._array(key, "read")
         self._shards.check(key, array.shape, array.chunk_layout.write_chunk.shape[0], rows_N)
         try:
             block: Vectors = array[where].read().result()
