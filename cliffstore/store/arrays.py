@@ -7,7 +7,8 @@ its raw bits in uint16, since zarr-python has no bfloat16; the attribute `cliffs
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,6 +28,8 @@ Vectors = npt.NDArray[np.generic]
 
 STORED_DTYPE: dict[str, str] = {"bfloat16": "uint16", "float16": "float16", "float32": "float32"}
 _CACHE_BYTES = {"read": 256 << 20, "write": 0}
+_WRITES = 8
+"""Arrays that zarr-python writes at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +65,13 @@ def to_float32(stored: Vectors, dtype: str) -> npt.NDArray[np.float32]:
 class ArrayIO(Protocol):
     """Reads and writes rows of the arrays of one store."""
 
-    def write(self, key: str, row_start: int, block: Vectors) -> None:
-        """Write `block` [rows, ...] at `row_start`; a block of one whole shard becomes one object."""
+    def write(self, row_start: int, blocks: Mapping[str, Vectors]) -> None:
+        """Write the same rows of several arrays; all are durable, or an error is raised, when it returns.
+
+        Parameters
+        ----------
+        blocks : array key -> [rows, ...]; one of a whole shard becomes one object. May be changed afterwards.
+        """
 
     def read_range(self, key: str, row_start: int, row_stop: int) -> Vectors:
         """Read a contiguous range of rows."""
@@ -97,10 +105,17 @@ class TensorstoreArrays:
                 raise _unreadable(key, error) from None
         return self._open[key, use]
 
-    def write(self, key: str, row_start: int, block: Vectors) -> None:
-        # No copy: the write is waited for, and no cache refers to the block behind it.
-        rows = self._array(key, "write")[row_start : row_start + len(block)]
-        rows.write(block, can_reference_source_data_indefinitely=True).result()
+    def write(self, row_start: int, blocks: Mapping[str, Vectors]) -> None:
+        # No copies: the writes are waited for, and no cache refers to the blocks behind them.
+        futures = [
+            self._array(key, "write")[row_start : row_start + len(block)].write(
+                block, can_reference_source_data_indefinitely=True
+            )
+            for key, block in blocks.items()
+        ]
+        failures = [error for future in futures if (error := future.exception()) is not None]
+        if failures:
+            raise failures[0]
 
     def read_range(self, key: str, row_start: int, row_stop: int) -> Vectors:
         return self._read(key, slice(row_start, row_stop), np.arange(row_start, row_stop))
@@ -135,7 +150,12 @@ class ZarrArrays:
                 raise _unreadable(key, error) from None
         return self._open[key]
 
-    def write(self, key: str, row_start: int, block: Vectors) -> None:
+    def write(self, row_start: int, blocks: Mapping[str, Vectors]) -> None:
+        with ThreadPoolExecutor(_WRITES, thread_name_prefix="zarr") as pool:
+            for _ in pool.map(lambda key: self._write(key, row_start, blocks[key]), blocks):
+                pass
+
+    def _write(self, key: str, row_start: int, block: Vectors) -> None:
         array = self._array(key)
         shard_rows = _shard_rows(array)
         # zarr-python reads a shard before it replaces it, and stumbles over a torn one.

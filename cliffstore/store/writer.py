@@ -25,7 +25,7 @@ from cliffstore.store.arrays import ArrayIO, ArraySpec, Vectors, create_arrays
 from cliffstore.store.objects import ObjectStore
 
 _WRITERS = min(os.cpu_count() or 1, 8)
-"""Arrays of a unit that are compressed and written at the same time."""
+"""Threads that write and digest a unit."""
 _WRITERS_NICE = 10
 """How far writing stands back from computing the next unit. A pass on the CPU waits for its slowest thread, so
 compressing at the same priority costs it about twice the time that compressing takes."""
@@ -118,13 +118,15 @@ def commit_unit(
     seconds : time that computing took
     """
 
-    def write(spec: ArraySpec) -> str:
-        arrays.write(spec.key, facts.row_start, blocks[spec.name])
-        return rows_digest(blocks[spec.name][: facts.n_rows])
+    def digest(name: str) -> str:
+        return rows_digest(blocks[name][: facts.n_rows])
 
     specs = capture_specs(capture)
+    names = [spec.name for spec in specs]
     with ThreadPoolExecutor(_WRITERS, thread_name_prefix="write", initializer=_stand_back) as pool:
-        digests = dict(zip((spec.name for spec in specs), pool.map(write, specs), strict=True))
+        written = pool.submit(arrays.write, facts.row_start, {spec.key: blocks[spec.name] for spec in specs})
+        digests = dict(zip(names, pool.map(digest, names), strict=True))
+        written.result()
     receipt = Receipt(
         capture=capture.capture,
         plan=facts.plan,

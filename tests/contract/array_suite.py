@@ -64,7 +64,7 @@ class ArraySuite:
     def test_what_was_written_is_read(self, objects: ObjectStore, arrays: ArrayIO, spec: ArraySpec) -> None:
         blocks = [block_of(spec, unit) for unit in range(N_UNITS)]
         for unit in (2, 0, 1):
-            arrays.write(spec.key, unit * UNIT_ROWS, blocks[unit])
+            arrays.write(unit * UNIT_ROWS, {spec.key: blocks[unit]})
         whole = np.concatenate(blocks)
         for io in (arrays, self.open(objects)):
             for first, last in ((0, len(whole)), (0, 1), (300, 301), (500, 530), (UNIT_ROWS, 2 * UNIT_ROWS), (7, 7)):
@@ -77,7 +77,7 @@ class ArraySuite:
     def test_rows_come_in_the_order_asked_for(self, arrays: ArrayIO, spec: ArraySpec) -> None:
         blocks = [block_of(spec, unit) for unit in range(N_UNITS)]
         for unit, block in enumerate(blocks):
-            arrays.write(spec.key, unit * UNIT_ROWS, block)
+            arrays.write(unit * UNIT_ROWS, {spec.key: block})
         whole = np.concatenate(blocks)
         last = len(whole) - 1
         for wanted in ([last, 0, 5, 5, 700, 0, last, 511, 512], [3], [9] * 40, list(range(20, 0, -1)), []):
@@ -88,12 +88,29 @@ class ArraySuite:
         random_N = np.random.default_rng(1).integers(0, len(whole), 300)
         assert np.array_equal(bits(arrays.read_rows(spec.key, random_N)), bits(whole[random_N]))
 
+    def test_arrays_written_together_keep_apart_and_their_memory_may_be_used_again(
+        self, objects: ObjectStore, arrays: ArrayIO
+    ) -> None:
+        blocks = {spec.key: block_of(spec, unit) for unit, spec in enumerate(SPECS)}
+        expected = {key: block.copy() for key, block in blocks.items()}
+        arrays.write(UNIT_ROWS, blocks)
+        for block in blocks.values():
+            block.view(np.uint8)[...] = 0xFF
+        for io in (arrays, self.open(objects)):
+            for key, block in expected.items():
+                assert np.array_equal(bits(io.read_range(key, UNIT_ROWS, 2 * UNIT_ROWS)), bits(block)), key
+
+    def test_one_array_that_cannot_be_written_is_an_error(self, objects: ObjectStore, arrays: ArrayIO) -> None:
+        broken = ArraySpec("main", "resid_post", 77, (WIDTH,), "bfloat16")
+        with pytest.raises(DamagedStoreError, match="resid_post/77"):
+            arrays.write(0, {BF16.key: block_of(BF16), broken.key: block_of(broken), FP32.key: block_of(FP32)})
+
     def test_bfloat16_is_kept_bit_for_bit(self, objects: ObjectStore, arrays: ArrayIO) -> None:
         # every pattern there is: -0, subnormals, infinities, NaN with payloads, values above 65,504
         patterns = np.arange(1 << 16, dtype=np.uint16)
         n_rows = N_UNITS * UNIT_ROWS
         for layer, part in enumerate(np.array_split(np.resize(patterns, 2 * n_rows * WIDTH), 2)):
-            arrays.write(BF16.key, 0, part.reshape(n_rows, WIDTH))
+            arrays.write(0, {BF16.key: part.reshape(n_rows, WIDTH)})
             found = self.open(objects).read_range(BF16.key, 0, n_rows)
             assert np.array_equal(found.reshape(-1), part), layer
 
@@ -102,7 +119,7 @@ class ArraySuite:
         block = np.zeros((UNIT_ROWS, WIDTH), dtype=np.uint16)
         block[0, : len(values)] = values.view(np.uint16)
         block[1, 0] = 0x7FC1  # a NaN that carries a payload
-        arrays.write(BF16.key, 0, block)
+        arrays.write(0, {BF16.key: block})
         found = to_float32(arrays.read_range(BF16.key, 0, 2), "bfloat16")
         assert found.dtype == np.float32
         assert np.array_equal(bits(found[0, : len(values)]), bits(values.astype(np.float32)))
@@ -130,14 +147,14 @@ class ArraySuite:
 
     def test_one_object_a_unit(self, objects: ObjectStore, arrays: ArrayIO) -> None:
         before = set(objects.list(BF16.key))
-        arrays.write(BF16.key, UNIT_ROWS, block_of(BF16))
+        arrays.write(UNIT_ROWS, {BF16.key: block_of(BF16)})
         (shard,) = set(objects.list(BF16.key)) - before
         assert shard == f"{BF16.key}/c/1/0"
 
     def test_zarr_reads_the_same(self, objects: ObjectStore, arrays: ArrayIO) -> None:
         blocks = {spec: block_of(spec, 1) for spec in SPECS}
         for spec, block in blocks.items():
-            arrays.write(spec.key, UNIT_ROWS, block)
+            arrays.write(UNIT_ROWS, {spec.key: block})
         store = zarr_store(objects)
         root = zarr.open_group(store, mode="r")
         for spec, block in blocks.items():
@@ -151,7 +168,7 @@ class ArraySuite:
     def test_xarray_reads_the_same(self, objects: ObjectStore, arrays: ArrayIO) -> None:
         blocks = {spec: block_of(spec, 2) for spec in (BF16, FP16)}
         for spec, block in blocks.items():
-            arrays.write(spec.key, 0, block)
+            arrays.write(0, {spec.key: block})
         site = xarray.open_zarr(
             zarr_store(objects), group="activations/main/resid_post", consolidated=False, chunks=None
         )
@@ -171,22 +188,22 @@ class ArraySuite:
     def test_writing_a_unit_again_gives_equal_content(self, objects: ObjectStore, arrays: ArrayIO) -> None:
         block = block_of(BF16)
         shard = f"{BF16.key}/c/1/0"
-        arrays.write(BF16.key, UNIT_ROWS, block)
+        arrays.write(UNIT_ROWS, {BF16.key: block})
         first = objects.get(shard)
-        self.open(objects).write(BF16.key, UNIT_ROWS, block)
+        self.open(objects).write(UNIT_ROWS, {BF16.key: block})
         assert objects.get(shard) == first
         assert np.array_equal(self.open(objects).read_range(BF16.key, UNIT_ROWS, 2 * UNIT_ROWS), block)
 
     def test_lost_shard_is_not_taken_for_zeros(self, objects: ObjectStore, arrays: ArrayIO) -> None:
         """Zarr readers fill in zeros for an object that is not there."""
-        arrays.write(BF16.key, 0, block_of(BF16))
+        arrays.write(0, {BF16.key: block_of(BF16)})
         objects.delete(f"{BF16.key}/c/0/0")
         for rows in (np.array([5, 3]), np.array([UNIT_ROWS + 1])):
             with pytest.raises(DamagedStoreError, match="missing"):
                 self.open(objects).read_rows(BF16.key, rows)
 
     def test_rows_outside_are_refused(self, objects: ObjectStore, arrays: ArrayIO) -> None:
-        arrays.write(BF16.key, 0, block_of(BF16))
+        arrays.write(0, {BF16.key: block_of(BF16)})
         for row in (-1, N_UNITS * UNIT_ROWS):
             with pytest.raises(IndexError):
                 self.open(objects).read_rows(BF16.key, np.array([row]))
@@ -194,20 +211,20 @@ class ArraySuite:
     def test_writing_a_unit_replaces_a_torn_one(self, objects: ObjectStore, arrays: ArrayIO) -> None:
         block = block_of(BF16)
         shard = f"{BF16.key}/c/0/0"
-        arrays.write(BF16.key, 0, block)
+        arrays.write(0, {BF16.key: block})
         whole = objects.get(shard)
         objects.put(shard, whole[: len(whole) // 2])
-        self.open(objects).write(BF16.key, 0, block)
+        self.open(objects).write(0, {BF16.key: block})
         assert objects.get(shard) == whole
 
     def test_creating_again_keeps_what_is_there(self, objects: ObjectStore, arrays: ArrayIO) -> None:
         block = block_of(FP32)
-        arrays.write(FP32.key, 0, block)
+        arrays.write(0, {FP32.key: block})
         self.create(objects)
         assert np.array_equal(self.open(objects).read_range(FP32.key, 0, UNIT_ROWS), block)
 
     def test_any_flipped_byte_is_found(self, objects: ObjectStore, arrays: ArrayIO) -> None:
-        arrays.write(BF16.key, 0, block_of(BF16))
+        arrays.write(0, {BF16.key: block_of(BF16)})
         shard = f"{BF16.key}/c/0/0"
         whole = objects.get(shard)
         places = {0, len(whole) - 1, *range(3, len(whole), len(whole) // 15), *range(len(whole) - 36, len(whole), 7)}
@@ -221,7 +238,7 @@ class ArraySuite:
         assert np.array_equal(self.open(objects).read_range(BF16.key, 0, UNIT_ROWS), block_of(BF16))
 
     def test_flipped_byte_is_found_by_reading_single_rows(self, objects: ObjectStore, arrays: ArrayIO) -> None:
-        arrays.write(BF16.key, 0, block_of(BF16))
+        arrays.write(0, {BF16.key: block_of(BF16)})
         shard = f"{BF16.key}/c/0/0"
         damaged = bytearray(objects.get(shard))
         damaged[100] ^= 1  # in one inner chunk of two
@@ -238,14 +255,14 @@ class ArraySuite:
 
     @pytest.mark.parametrize("kept", [1, 10, -1])
     def test_truncated_shard_is_found(self, objects: ObjectStore, arrays: ArrayIO, kept: int) -> None:
-        arrays.write(BF16.key, 0, block_of(BF16))
+        arrays.write(0, {BF16.key: block_of(BF16)})
         shard = f"{BF16.key}/c/0/0"
         objects.put(shard, objects.get(shard)[:kept])
         with pytest.raises(DamagedStoreError, match="resid_post/0"):
             self.open(objects).read_range(BF16.key, 0, UNIT_ROWS)
 
     def test_emptied_shard_is_found(self, objects: ObjectStore, arrays: ArrayIO) -> None:
-        arrays.write(BF16.key, 0, block_of(BF16))
+        arrays.write(0, {BF16.key: block_of(BF16)})
         objects.put(f"{BF16.key}/c/0/0", b"")
         with pytest.raises(DamagedStoreError, match="resid_post/0"):
             self.open(objects).read_range(BF16.key, 0, UNIT_ROWS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -34,13 +35,14 @@ def _capture() -> CaptureDocument:
 
 
 class _Priorities:
-    """Takes vectors, and remembers the priority of the thread that brought each array."""
+    """Takes vectors, and remembers the priority of the thread that brought them."""
 
     def __init__(self) -> None:
         self.seen: dict[str, int] = {}
 
-    def write(self, key: str, row_start: int, block: np.ndarray) -> None:
-        self.seen[key] = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    def write(self, row_start: int, blocks: Mapping[str, np.ndarray]) -> None:
+        for key in blocks:
+            self.seen[key] = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have priorities of their own on Linux alone")
