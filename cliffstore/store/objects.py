@@ -8,33 +8,41 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 import fsspec
-from fsspec.core import split_protocol
+from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
+from cliffstore.access import check_url, fsspec_options, scheme_of
 from cliffstore.errors import StoreError
+from cliffstore.store.patience import is_conflict, log, patiently
+
+T = TypeVar("T")
 
 
 class ObjectStore:
     """Objects by key below one URL. Holds no connection state of its own, so it pickles.
 
+    Errors that pass by themselves are waited out; see `patience`.
+
     Parameters
     ----------
     url : path or fsspec URL of the store
-    storage_options : handed to fsspec (endpoint, credentials ...)
+    storage_options : endpoint, credentials ...; see `cliffstore.access`
     """
 
     def __init__(self, url: str, storage_options: Mapping[str, object] | None = None) -> None:
-        self.url = url
+        self.url = check_url(url)
         self.storage_options = dict(storage_options or {})
         try:
-            self.fs, root = fsspec.core.url_to_fs(url, **self.storage_options)
+            self.fs, root = fsspec.core.url_to_fs(url, **fsspec_options(url, self.storage_options))
         except (ImportError, ValueError) as error:
-            scheme = split_protocol(url)[0]
-            raise StoreError(f"store {url}: scheme {scheme!r} cannot be opened: {error}") from None
+            raise StoreError(f"store {url}: scheme {scheme_of(url)!r} cannot be opened: {error}") from None
+        limit_retries(self.fs)
         self.root = root.rstrip("/")
         self.is_local = isinstance(self.fs, LocalFileSystem)
 
@@ -42,58 +50,82 @@ class ObjectStore:
         """Return the file system's path of `key`."""
         return f"{self.root}/{key}"
 
-    def get(self, key: str) -> bytes:
+    def patiently(self, action: Callable[[], T], patience: float | None = None) -> T:
+        """Do something that reaches this store, again where it fails in passing. Errors as for `patience.patiently`."""
+        return patiently(action, where=f"store {self.url}", options=self.storage_options, patience=patience)
+
+    def get(self, key: str, patience: float | None = None) -> bytes:
         """Return an object's bytes. Raises FileNotFoundError where it is not."""
-        content: bytes = self.fs.cat_file(self.path(key))
+        content: bytes = self.patiently(lambda: self.fs.cat_file(self.path(key)), patience)
         return content
 
     def exists(self, key: str) -> bool:
         """Return whether an object or, on a local disk, a folder is there."""
         self.fs.invalidate_cache()
-        return bool(self.fs.exists(self.path(key)))
+        return bool(self.patiently(lambda: self.fs.exists(self.path(key))))
 
     def size(self, key: str) -> int:
         """Return an object's size in bytes, 0 where there is none."""
+        self.fs.invalidate_cache()
         try:
-            return int(self.fs.size(self.path(key)) or 0)
+            return int(self.patiently(lambda: self.fs.size(self.path(key))) or 0)
         except FileNotFoundError:
             return 0
 
     def put(self, key: str, content: bytes) -> None:
         """Write an object whole, replacing what was there."""
         if self.is_local:
-            temporary = self._write_temporary(key, content)
-            os.replace(temporary, self.path(key))
-            _sync_folder(Path(self.path(key)).parent)
+            self.patiently(lambda: self._put_local(key, content))
         else:
-            self.fs.pipe_file(self.path(key), content)
+            self.patiently(lambda: self.fs.pipe_file(self.path(key), content))
 
     def create(self, key: str, content: bytes) -> bool:
-        """Write an object only if there is none. Return whether this call wrote it."""
+        """Write an object only if there is none. Return whether this call wrote it.
+
+        An answer may be lost on its way back from a write that succeeded: where the write is then refused because
+        something is there, and that is this very content, this call wrote it. A scheme or server without create-only
+        writes is asked first and then written to, so two writers at the same moment may both write; what they
+        create must be equal in everything that counts.
+        """
         if self.is_local:
-            return self._create_local(key, content)
+            return self.patiently(lambda: self._create_local(key, content))
         if self.exists(key):
             return False
         try:
-            self.fs.pipe_file(self.path(key), content, mode="create")
-        except FileExistsError:
-            return False
+            self.patiently(lambda: self._create_remote(key, content))
+        except Exception as error:
+            if not is_conflict(error):
+                raise
+            return self.get(key) == content
         return True
 
     def delete(self, key: str) -> None:
         """Remove an object or everything below a prefix; nothing happens where nothing is."""
         if self.exists(key):
-            self.fs.rm(self.path(key), recursive=True)
+            self.patiently(lambda: self._remove(key))
 
     def list(self, prefix: str) -> list[str]:
         """Return the sorted keys of all objects below `prefix`."""
         self.fs.invalidate_cache()
         try:
-            paths = self.fs.find(self.path(prefix))
+            paths = self.patiently(lambda: self.fs.find(self.path(prefix)))
         except FileNotFoundError:
             return []
         names = (str(path)[len(self.root) :].lstrip("/") for path in paths)
         return sorted(name for name in names if not Path(name).name.startswith(".tmp-"))
+
+    def _remove(self, key: str) -> None:
+        # Tried again after a lost answer, it is gone already.
+        with suppress(FileNotFoundError):
+            self.fs.rm(self.path(key), recursive=True)
+
+    def _put_local(self, key: str, content: bytes) -> None:
+        temporary = self._write_temporary(key, content)
+        os.replace(temporary, self.path(key))
+        _sync_folder(Path(self.path(key)).parent)
+
+    def _create_remote(self, key: str, content: bytes) -> None:
+        self.fs.pipe_file(self.path(key), content, mode="create")
 
     def _create_local(self, key: str, content: bytes) -> bool:
         temporary = self._write_temporary(key, content)
@@ -110,11 +142,49 @@ class ObjectStore:
         target = Path(self.path(key))
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.parent / f".tmp-{uuid.uuid4().hex}"
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
         return str(temporary)
+
+
+_endpoints: dict[str, bool] = {}
+
+
+def answers_ranges(objects: ObjectStore, key: str) -> bool:
+    """Return whether a store's server answers range requests with 206, as HTTP wants; some S3 servers say 200.
+
+    Asked once for an endpoint, with any object that is there.
+    """
+    call = getattr(objects.fs, "call_s3", None)
+    if call is None:
+        return True
+    endpoint = str(objects.storage_options.get("endpoint_url"))
+    if endpoint not in _endpoints:
+        bucket, name, _ = objects.fs.split_path(objects.path(key))
+        try:
+            answer = objects.patiently(lambda: call("get_object", Bucket=bucket, Key=name, Range="bytes=1-1"))
+        except FileNotFoundError:
+            return True
+        _endpoints[endpoint] = answer["ResponseMetadata"]["HTTPStatusCode"] == 206
+        if not _endpoints[endpoint]:
+            log.warning(
+                "store %s: its server answers range requests with 200 instead of 206, which tensorstore does not take: "
+                "vectors are read through zarr-python, more slowly",
+                objects.url,
+            )
+    return _endpoints[endpoint]
+
+
+def limit_retries(fs: AbstractFileSystem) -> None:
+    """Leave waiting to `patience`: s3fs tries again without jitter, on top of its client's own attempts."""
+    if hasattr(fs, "retries"):
+        fs.retries = 1
 
 
 def _sync_folder(folder: Path) -> None:

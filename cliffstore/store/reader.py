@@ -14,12 +14,15 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import ValidationError
 
-from cliffstore.errors import StoreError
+from cliffstore.errors import StorageError, StoreError
 from cliffstore.schema import FORMAT_VERSION, UNITS, CaptureDocument, Manifest, PlanDocument, Receipt
 from cliffstore.store import layout, receipts, tables
 from cliffstore.store.arrays import ArraySpec, Vectors, open_arrays, to_float32
 from cliffstore.store.objects import ObjectStore
 from cliffstore.store.writer import capture_specs
+
+_FIRST_CONTACT_SECONDS = 15.0
+"""A store that has never answered may not be there at all; one that did is waited for much longer."""
 
 
 def read_manifest(objects: ObjectStore) -> Manifest | None:
@@ -31,9 +34,11 @@ def read_manifest(objects: ObjectStore) -> Manifest | None:
         What is there is not a store of a format that this version reads.
     """
     try:
-        content = objects.get(layout.MANIFEST)
+        content = objects.get(layout.MANIFEST, patience=_FIRST_CONTACT_SECONDS)
     except FileNotFoundError:
         return None
+    except StorageError as error:
+        raise StoreError(f"{error}: check the URL and the endpoint") from None
     except OSError as error:
         raise StoreError(f"store {objects.url} cannot be read: {error.strerror or error}") from None
     version = _format_version(content)

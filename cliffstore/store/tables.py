@@ -50,5 +50,57 @@ def dataset(objects: ObjectStore, keys: Sequence[str], schema: pa.Schema) -> ds.
     # Arrow's own file system where there is one: a scan that a LIMIT cuts short leaves reads behind, and reads that
     # need Python can hang the interpreter's exit.
     local = pa.fs.LocalFileSystem() if objects.is_local else None
-    filesystem = local or pa.fs.PyFileSystem(pa.fs.FSSpecHandler(objects.fs))
+    filesystem = local or pa.fs.PyFileSystem(PatientHandler(objects))
     return ds.dataset([objects.path(key) for key in keys], schema=schema, filesystem=filesystem, format="parquet")
+
+
+class PatientHandler(pa.fs.FSSpecHandler):
+    """Files of a store for Arrow; what fails in passing is done again."""
+
+    def __init__(self, objects: ObjectStore) -> None:
+        super().__init__(objects.fs)
+        self._objects = objects
+
+    def get_file_info(self, paths: list[str]) -> list[pa.fs.FileInfo]:
+        found: list[pa.fs.FileInfo] = self._objects.patiently(lambda: super(PatientHandler, self).get_file_info(paths))
+        return found
+
+    def open_input_file(self, path: str) -> pa.PythonFile:
+        return pa.PythonFile(_PatientFile(self._objects, path), mode="r")
+
+    def open_input_stream(self, path: str) -> pa.PythonFile:
+        return self.open_input_file(path)
+
+
+class _PatientFile(io.RawIOBase):
+    """A file to read, one range request a read: Arrow asks for whole column chunks."""
+
+    def __init__(self, objects: ObjectStore, path: str) -> None:
+        self._objects, self._path, self._at = objects, path, 0
+        self._size = int(objects.patiently(lambda: objects.fs.size(path)))
+
+    def size(self) -> int:
+        return self._size
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        first = self._at
+        last = self._size if size is None or size < 0 else min(first + size, self._size)
+        if last <= first:
+            return b""
+        fs, path = self._objects.fs, self._path
+        content: bytes = self._objects.patiently(lambda: fs.cat_file(path, start=first, end=last))
+        self._at = last
+        return content
