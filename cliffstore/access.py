@@ -22,6 +22,7 @@ Options = Mapping[str, object]
 
 _SECRET = re.compile(r"key|secret|token|password|credential|connection_string|sas", re.IGNORECASE)
 _CONNECT_SECONDS, _READ_SECONDS = 10, 30
+_CHECKSUMS = ("request_checksum_calculation", "response_checksum_validation")
 _DEFAULT_REGION = "us-east-1"
 
 
@@ -63,18 +64,24 @@ def fsspec_options(url: str, options: Options) -> dict[str, object]:
     """Return the options that fsspec takes for a URL."""
     if scheme_of(url) not in ("s3", "s3a"):
         return dict(options)
-    found = {name: value for name, value in options.items() if name != "region"}
-    client = dict(_mapping(options, "client_kwargs"))
-    if "region_name" not in client:
-        client["region_name"] = _resolved(options)[0]
-    config = {
+    region, endpoint = _resolved(options)
+    config: dict[str, object] = {
         "retries": {"mode": "standard", "total_max_attempts": 3},
         "connect_timeout": _seconds("CONNECT", _CONNECT_SECONDS),
         "read_timeout": _seconds("READ", _READ_SECONDS),
-        **_mapping(options, "config_kwargs"),
     }
-    # A listing decides what is extracted: never answer it from a cache.
-    return {**found, "client_kwargs": client, "config_kwargs": config, "use_listings_cache": False}
+    found = {name: value for name, value in options.items() if name != "region"}
+    if endpoint is not None:
+        # Named here, because fsspec keeps file systems by their options and would not see the environment change.
+        found["endpoint_url"] = endpoint
+        # Other servers than Amazon's answer a range with the checksum of the whole object.
+        config |= dict.fromkeys(_CHECKSUMS, "when_required")
+    return {
+        **found,
+        "client_kwargs": {"region_name": region, **_mapping(options, "client_kwargs")},
+        "config_kwargs": {**config, **_mapping(options, "config_kwargs")},
+        "use_listings_cache": False,  # a listing decides what is extracted
+    }
 
 
 def kvstore(url: str, options: Options) -> dict[str, object] | None:
@@ -147,31 +154,37 @@ def _credentials_file(key: str, secret: str, token: str) -> str:
     return path
 
 
+def endpoint_of(options: Options) -> str | None:
+    """Return the S3 endpoint that options, environment and profile name, None for Amazon's own."""
+    return _resolved(options)[1]
+
+
 def _resolved(options: Options) -> tuple[str, str | None]:
     """Return region and endpoint of S3, the endpoint only where it is not Amazon's own."""
     client = _mapping(options, "client_kwargs")
     region = options.get("region") or client.get("region_name")
     endpoint = options.get("endpoint_url") or client.get("endpoint_url")
     profile = options.get("profile")
-    found = _from_botocore(str(profile) if profile else None)
+    environment = tuple(sorted(pair for pair in os.environ.items() if pair[0].startswith("AWS_")))
+    found = _from_botocore(str(profile) if profile else None, environment)
     return str(region or found[0] or _DEFAULT_REGION), str(endpoint) if endpoint else found[1]
 
 
 @lru_cache
-def _from_botocore(profile: str | None) -> tuple[str | None, str | None]:
-    """Return region and endpoint as environment and profile give them to AWS tools."""
+def _from_botocore(profile: str | None, environment: tuple[tuple[str, str], ...]) -> tuple[str | None, str | None]:
+    """Return region and endpoint as environment and profile give them to AWS tools; kept while both are the same."""
     try:
         from botocore.session import Session
     except ImportError as error:
         raise ConfigError(f"s3:// needs s3fs and botocore ({error}): pip install 'cliffstore[s3]'") from None
-    from botocore.exceptions import ProfileNotFound
+    from botocore.exceptions import BotoCoreError
 
     try:
         session = Session(profile=profile)
         region = session.get_config_variable("region")
         client = session.create_client("s3", region_name=region or _DEFAULT_REGION)
-    except ProfileNotFound as error:
-        raise ConfigError(f"storage option profile: {error}") from None
+    except BotoCoreError as error:
+        raise ConfigError(f"AWS settings in environment or profile: {error}") from None
     endpoint = client.meta.endpoint_url
     return region, None if urlsplit(endpoint).netloc.endswith((".amazonaws.com", ".amazonaws.com.cn")) else endpoint
 

@@ -17,7 +17,8 @@ from itertools import pairwise
 import numpy as np
 import pyarrow as pa
 
-from cliffstore.errors import CliffstoreError, ExtractionError, InterruptedRunError
+from cliffstore.access import without_secrets
+from cliffstore.errors import CliffstoreError, ExtractionError, InterruptedRunError, StorageError, StoreError
 from cliffstore.extract.blocks import BlockPool
 from cliffstore.extract.calibration import CorpusShape, PassWish
 from cliffstore.extract.job import Job, Prepared, UnitReport, WorkerSpec
@@ -67,13 +68,16 @@ class UnitWorker:
         ------
         ExtractionError
             The unit cannot be computed; why is recorded in the store.
+        StorageError, StoreError
+            The store cannot be reached, or is full: no unit's fault, and no other unit would fare better.
         """
         try:
             return self._extract(unit, attempt)
-        except InterruptedRunError:
+        except (InterruptedRunError, StorageError, StoreError):
             raise
         except Exception as error:  # whatever a unit dies of, the others go on
             message = str(error) if isinstance(error, CliffstoreError) else f"{type(error).__name__}: {error}"
+            message = without_secrets(message, self._job.storage_options)
             receipts.record_error(
                 self._reader.objects,
                 UnitError(capture=self._job.receipts_name, unit=unit, attempt=attempt, worker=self.name, error=message),

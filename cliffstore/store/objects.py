@@ -17,7 +17,7 @@ import fsspec
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from cliffstore.access import check_url, fsspec_options, scheme_of
+from cliffstore.access import check_url, endpoint_of, fsspec_options, scheme_of
 from cliffstore.errors import StoreError
 from cliffstore.store.patience import is_conflict, log, patiently
 
@@ -164,7 +164,7 @@ def answers_ranges(objects: ObjectStore, key: str) -> bool:
     call = getattr(objects.fs, "call_s3", None)
     if call is None:
         return True
-    endpoint = str(objects.storage_options.get("endpoint_url"))
+    endpoint = endpoint_of(objects.storage_options) or ""
     if endpoint not in _endpoints:
         bucket, name, _ = objects.fs.split_path(objects.path(key))
         try:

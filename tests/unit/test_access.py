@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cliffstore.access import _from_botocore, check_url, fsspec_options, kvstore, without_secrets
+from cliffstore.access import check_url, fsspec_options, kvstore, without_secrets
 from cliffstore.errors import ConfigError
 
 AWS = (
@@ -21,7 +21,6 @@ def no_aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in AWS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    _from_botocore.cache_clear()
 
 
 def test_local_paths_are_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -56,6 +55,7 @@ def test_environment_is_read_as_aws_tools_read_it(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:3")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "someone")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush")
     spec = kvstore("s3://bucket/a", {})
     assert spec is not None
     assert (spec["endpoint"], spec["aws_region"]) == ("http://127.0.0.1:3", "eu-west-1")
@@ -74,6 +74,12 @@ def test_profile_brings_its_region_and_endpoint(tmp_path: Path) -> None:
         "type": "profile", "profile": "lab", "credentials_file": f"{tmp_path}/.aws/credentials",
         "config_file": f"{tmp_path}/.aws/config",
     }  # fmt: skip
+
+
+def test_half_of_the_credentials_is_the_users_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "someone")
+    with pytest.raises(ConfigError, match="AWS_SECRET_ACCESS_KEY"):
+        fsspec_options("s3://bucket/a", {})
 
 
 def test_unknown_profile_is_the_users_mistake() -> None:
