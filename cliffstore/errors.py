@@ -77,9 +77,10 @@ class StorageError(CliffstoreError, OSError):
 
 
 class ExtractionError(CliffstoreError, RuntimeError):
-    """A unit could not be computed or written."""
+    """A unit could not be computed or written. `final` where the data is the cause, so that trying again is no use."""
 
     code = "extraction"
+    final = False
 
 
 class InterruptedRunError(CliffstoreError):

@@ -32,6 +32,12 @@ from cliffstore.store.scores import is_scored, write_unit_scores
 from cliffstore.store.writer import UnitFacts, capture_specs, commit_unit
 
 
+class NonFiniteExampleError(ExtractionError):
+    """An example gives NaN or Inf; another worker of the same kind would find the same."""
+
+    final = True
+
+
 class UnitWorker:
     """Extracts units. Loads its model when it is made."""
 
@@ -82,12 +88,15 @@ class UnitWorker:
                 self._reader.objects,
                 UnitError(capture=self._job.receipts_name, unit=unit, attempt=attempt, worker=self.name, error=message),
             )
-            raise ExtractionError(f"unit {unit}: {message}") from error
+            failure = ExtractionError(f"unit {unit}: {message}")
+            failure.final = getattr(error, "final", False)
+            raise failure from error
 
     def _extract(self, unit: int, attempt: int) -> UnitReport:
         objects, capture = self._reader.objects, self._job.capture
         if capture is not None and objects.exists(layout.receipt(capture.capture, unit)):
             held = receipts.read_one(objects, capture.capture, unit)
+            objects.delete(layout.unit_error(capture.capture, unit))
             return UnitReport(unit, held.n_tokens, held.n_rows, held.bytes, held.seconds, held.worker)
         if capture is None and all(is_scored(objects, probe.key, unit) for probe in self._job.probes):
             return UnitReport(unit, 0, 0, 0, 0.0, self.name)
@@ -141,7 +150,7 @@ class UnitWorker:
             begun = time.monotonic()
             found = self._runner.run(place.examples, self._job.passes, sink)
             if found is not None and not self._job.allow_nonfinite:
-                raise ExtractionError(
+                raise NonFiniteExampleError(
                     f"NaN or Inf at site {found.name.replace('/', ', layer ')} in example "
                     f"{self._id_of(place, found.row)}; pass --allow-nonfinite to store it as it is"
                 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
@@ -15,18 +16,22 @@ from cliffstore.extract.unit import UnitWorker
 
 IN_FLIGHT = 2
 """Units that a worker has at once: one is computed while the one before is written."""
+MOST_ATTEMPTS = 3
+"""Attempts, on different workers where there are several, after which a unit is given up."""
 
 
 @dataclass(frozen=True, slots=True)
 class UnitOutcome:
-    """How one unit ended: with a report, or with an error."""
+    """How one unit ended: with a report, or with an error; `final` where trying again would end in the same way."""
 
     unit: int
     report: UnitReport | None
     error: str | None
+    final: bool = False
 
 
 OnDone = Callable[[UnitOutcome], None]
+OnNotice = Callable[[str], None]
 
 
 class Executor(Protocol):
@@ -41,19 +46,27 @@ class Executor(Protocol):
     def prepare(self, wish: PassWish, shape: CorpusShape) -> Prepared:
         """Choose passes on the first worker."""
 
-    def run(self, job: Job, units: Sequence[int], on_done: OnDone) -> None:
-        """Run all units. Raises `InterruptedRunError` where the user stops it; committed units stay committed."""
+    def run(self, job: Job, units: Sequence[int], on_done: OnDone, on_notice: OnNotice) -> None:
+        """Run all units; each is tried again where it fails, up to `MOST_ATTEMPTS` times.
+
+        Raises
+        ------
+        InterruptedRunError
+            The user stopped it; committed units stay committed.
+        StorageError, StoreError
+            The store cannot be reached any longer, or is full.
+        """
 
     def close(self) -> None:
         """Let go of workers."""
 
 
-def run_unit(worker: UnitWorker, unit: int) -> UnitOutcome:
+def run_unit(worker: UnitWorker, unit: int, attempt: int = 1) -> UnitOutcome:
     """Extract one unit and turn its failure into an outcome."""
     try:
-        return UnitOutcome(unit, worker.extract(unit), None)
+        return UnitOutcome(unit, worker.extract(unit, attempt), None)
     except ExtractionError as error:
-        return UnitOutcome(unit, None, str(error))
+        return UnitOutcome(unit, None, str(error), error.final)
 
 
 def available_cpus() -> int:
@@ -75,21 +88,25 @@ class LocalExecutor:
     def prepare(self, wish: PassWish, shape: CorpusShape) -> Prepared:
         return self._started().prepare(wish, shape)
 
-    def run(self, job: Job, units: Sequence[int], on_done: OnDone) -> None:
+    def run(self, job: Job, units: Sequence[int], on_done: OnDone, on_notice: OnNotice) -> None:
         worker = self._started()
         worker.begin(job)
-        waiting = iter(units)
-        running: set[Future[UnitOutcome]] = set()
+        waiting = deque((unit, 1) for unit in units)
+        running: dict[Future[UnitOutcome], int] = {}
         with ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="unit") as pool:
             try:
-                while True:
-                    while len(running) < IN_FLIGHT and (unit := next(waiting, None)) is not None:
-                        running.add(pool.submit(run_unit, worker, unit))
-                    if not running:
-                        return
-                    finished, running = wait(running, return_when=FIRST_COMPLETED)
+                while waiting or running:
+                    while len(running) < IN_FLIGHT and waiting:
+                        unit, attempt = waiting.popleft()
+                        running[pool.submit(run_unit, worker, unit, attempt)] = attempt
+                    finished, _ = wait(running, return_when=FIRST_COMPLETED)
                     for future in finished:
-                        on_done(future.result())
+                        outcome, attempt = future.result(), running.pop(future)
+                        if outcome.error is None or outcome.final or attempt >= MOST_ATTEMPTS:
+                            on_done(outcome)
+                        else:
+                            on_notice(f"{outcome.error}; tried again behind the other units")
+                            waiting.append((outcome.unit, attempt + 1))
             except KeyboardInterrupt:
                 worker.stop()
                 raise InterruptedRunError("interrupted") from None

@@ -1,24 +1,27 @@
-"""Units on a Ray cluster: a pool of actors, each around one worker. The only module that imports ray.
+"""Units on a Ray cluster: the actor around a worker, and what the cluster has room for. `ray_pool` works with them;
+no other module imports ray.
 
-Only the worker's spec and unit numbers travel through Ray; corpora and vectors go between a worker and the store.
+Only the worker's spec, the job and unit numbers travel through Ray; corpora and vectors go between a worker and the
+store.
 """
 
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import ray
 
-from cliffstore.errors import CliffstoreError, ConfigError, InterruptedRunError, UserError
+from cliffstore.errors import ConfigError, InterruptedRunError
 from cliffstore.extract.calibration import CorpusShape, PassWish
 from cliffstore.extract.job import Job, Prepared, WorkerSpec
 from cliffstore.extract.unit import UnitWorker
-from cliffstore.run.executor import IN_FLIGHT, OnDone, UnitOutcome, run_unit
-
-_RESTARTS = 3
+from cliffstore.run.executor import IN_FLIGHT, OnDone, OnNotice, UnitOutcome, run_unit
+from cliffstore.run.ray_pool import Actor, RayPool, result_of
+from cliffstore.schema import UnitError
+from cliffstore.store import receipts
+from cliffstore.store.objects import ObjectStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,24 +34,23 @@ class ActorShare:
 
 
 class UnitActor:
-    """Wraps a worker for Ray. An actor that Ray has restarted takes up its job again with the next unit."""
+    """Wraps a worker for Ray."""
 
     def __init__(self, spec: WorkerSpec) -> None:
         self._worker = UnitWorker(spec)
-        self._begin = threading.Lock()
-        self._begun = False
 
     def prepare(self, wish: PassWish, shape: CorpusShape) -> Prepared:
         """Choose passes."""
         return self._worker.prepare(wish, shape)
 
-    def run(self, job: Job, unit: int) -> UnitOutcome:
+    def begin(self, job: Job) -> str:
+        """Take up a job; return the worker's name."""
+        self._worker.begin(job)
+        return self._worker.name
+
+    def run(self, unit: int, attempt: int) -> UnitOutcome:
         """Run one unit; failures of the unit are outcomes, not exceptions."""
-        with self._begin:
-            if not self._begun:
-                self._worker.begin(job)
-                self._begun = True
-        return run_unit(self._worker, unit)
+        return run_unit(self._worker, unit, attempt)
 
 
 class RayExecutor:
@@ -72,38 +74,68 @@ class RayExecutor:
         self.n_workers = self.share.actors
         where = os.environ.get("RAY_ADDRESS") or "a Ray started for this run"
         self.description = f"on {self.share.actors} Ray actor(s), {where}"
-        self._pool: list[object] = []
+        self._fixed = actors and self.share.actors
+        self._actors: list[Actor] = []
 
     def start(self, spec: WorkerSpec) -> None:
         self._spec = replace(spec, threads=spec.threads or max(int(self.share.cpus), 1))
-        self._pool = [self._actor()]
+        self._actors = [self._actor()]
 
     def prepare(self, wish: PassWish, shape: CorpusShape) -> Prepared:
-        return _result(self._pool[0].prepare.remote(wish, shape))  # type: ignore[attr-defined]
+        prepared: Prepared = result_of(self._actors[0].prepare.remote(wish, shape))
+        return prepared
 
-    def run(self, job: Job, units: Sequence[int], on_done: OnDone) -> None:
-        self._pool += [self._actor() for _ in range(min(self.share.actors, len(units)) - len(self._pool))]
+    def run(self, job: Job, units: Sequence[int], on_done: OnDone, on_notice: OnNotice) -> None:
+        def record(outcome: UnitOutcome, attempt: int, worker: str) -> None:
+            _record_death(job, outcome, attempt, worker)
+
+        pool = RayPool(self._actors[0], self._actor, self._wanted, ray.put(job), on_done, on_notice, record)
         try:
-            _drain(self._pool, ray.put(job), units, on_done)
+            pool.run(units)
         except KeyboardInterrupt:
             raise InterruptedRunError("interrupted") from None
+        finally:
+            self._actors = pool.actors
 
     def close(self) -> None:
-        for actor in self._pool:
+        for actor in self._actors:
             ray.kill(actor)
-        self._pool = []
+        self._actors = []
         if self._begun_here:
             ray.shutdown()
 
-    def _actor(self) -> object:
+    def _wanted(self) -> int:
+        """Return how many actors there should be now: as many as the user said, or as many as there is room for."""
+        return self._fixed or places(ray.nodes(), self.share)
+
+    def _actor(self) -> Actor:
+        # Not restarted by Ray: the pool replaces an actor and knows what it was doing.
         remote = ray.remote(UnitActor).options(
             num_cpus=self.share.cpus,
             num_gpus=self.share.gpus,
             max_concurrency=IN_FLIGHT,
-            max_restarts=_RESTARTS,
-            max_task_retries=_RESTARTS,
+            max_restarts=0,
+            max_task_retries=0,
+            scheduling_strategy="SPREAD",
         )
         return remote.remote(self._spec)
+
+
+def _record_death(job: Job, outcome: UnitOutcome, attempt: int, worker: str) -> None:
+    """Write down for a worker why its unit is given up, since it died of it."""
+    error = UnitError(
+        capture=job.receipts_name, unit=outcome.unit, attempt=attempt, worker=worker, error=outcome.error or ""
+    )
+    receipts.record_error(ObjectStore(job.store, job.storage_options), error)
+
+
+def places(nodes: Sequence[dict[str, object]], share: ActorShare) -> int:
+    """Return how many actors of this share have room on the nodes that are alive."""
+    alive = [node["Resources"] for node in nodes if node["Alive"]]
+    rooms = [resources for resources in alive if isinstance(resources, dict)]
+    if share.gpus:
+        return sum(int(float(room.get("GPU", 0)) // share.gpus) for room in rooms)
+    return sum(1 for room in rooms if float(room.get("CPU", 0)) >= share.cpus)
 
 
 def share_out(nodes: Sequence[dict[str, object]], actors: int | None, gpus_per_actor: int = 1) -> ActorShare:
@@ -149,37 +181,3 @@ def _connect() -> None:
     except (ConnectionError, ValueError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0][:300]
         raise ConfigError(f"Ray at {os.environ.get('RAY_ADDRESS', 'this machine')}: {first}") from None
-
-
-def _drain(pool: Sequence[object], job: ray.ObjectRef, units: Sequence[int], on_done: OnDone) -> None:
-    waiting = iter(units)
-    running: dict[ray.ObjectRef, tuple[object, int]] = {}
-
-    def submit(actor: object) -> None:
-        unit = next(waiting, None)
-        if unit is not None:
-            running[actor.run.remote(job, unit)] = (actor, unit)  # type: ignore[attr-defined]
-
-    for _ in range(IN_FLIGHT):
-        for actor in pool:
-            submit(actor)
-    while running:
-        ready, _ = ray.wait(list(running), num_returns=1)
-        actor, _ = running.pop(ready[0])
-        on_done(_result(ready[0]))
-        submit(actor)
-
-
-def _result(reference: ray.ObjectRef):  # type: ignore[no-untyped-def]  # whatever the actor's method returns
-    try:
-        return ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, CliffstoreError):
-            raise error.cause from None
-        raise CliffstoreError(f"a worker failed: {str(error.cause).strip().splitlines()[-1][:300]}") from None
-    except ray.exceptions.RayActorError as error:
-        cause = error.__cause__
-        if isinstance(cause, UserError):
-            raise cause from None
-        first = str(error).strip().splitlines()
-        raise CliffstoreError(f"a worker could not start or died {_RESTARTS + 1} times: {first[-1][:300]}") from None

@@ -5,6 +5,7 @@ Everything that can be wrong with the input is found before anything is written.
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -247,7 +248,9 @@ class _Run:
         self.reporter.begin("extract", total, done_before)
         begun = time.monotonic()
         try:
-            executor.run(job, self.pending, lambda outcome: self._on_done(outcome, begun))
+            executor.run(
+                job, _from_anywhere(self.pending), lambda outcome: self._on_done(outcome, begun), self.reporter.notice
+            )
         except InterruptedRunError:
             kept = len(self.goal.done(ObjectStore(self.config.store, self.config.storage_options)))
             raise InterruptedRunError(
@@ -299,6 +302,12 @@ class _Run:
             seconds_preparing=round(self.seconds_preparing, 3),
             passes=self.passes.model_dump() if self.passes else None,
         )
+
+
+def _from_anywhere(units: Sequence[int]) -> list[int]:
+    """Return units in their order, from a random one on: two runs of one command then share the work between them."""
+    first = random.randrange(len(units))
+    return [*units[first:], *units[:first]]
 
 
 def _describe(plan: Plan) -> str:
