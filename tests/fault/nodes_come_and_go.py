@@ -4,16 +4,14 @@ that work away, and lets another join. Prints how many receipts the workers of e
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import psutil
-import ray
 from ray.cluster_utils import Cluster
-
-from cliffstore.cli.main import main
 
 MEMORY = 100_000_000
 
@@ -38,34 +36,29 @@ def written_by(store: Path) -> list[int]:
     ]
 
 
-def disturb(cluster: Cluster, nodes: list, store: Path, seen: dict[str, set[int]]) -> None:
-    while len(written_by(store)) < 5 or not set(written_by(store)) & workers(nodes[0]):
-        time.sleep(0.05)
-    seen["lost"] = workers(nodes[0])
-    cluster.remove_node(nodes[0], allow_graceful=False)
-    time.sleep(1.0)
-    joined = cluster.add_node(num_cpus=1, object_store_memory=MEMORY)
-    seen["joined"] = set()
-    while True:
-        seen["joined"] |= workers(joined)
-        time.sleep(0.05)
-
-
 def run(folder: str, store: Path, arguments: list[str]) -> int:
+    (Path(folder) / "ray").mkdir(exist_ok=True)  # where Cluster notes its address
     cluster = Cluster(
         initialize_head=True,
         head_node_args={"num_cpus": 0, "object_store_memory": MEMORY, "include_dashboard": False, "temp_dir": folder},
     )
     nodes = [cluster.add_node(num_cpus=1, object_store_memory=MEMORY) for _ in range(3)]
-    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
-    seen: dict[str, set[int]] = {}
-    threading.Thread(target=disturb, args=(cluster, nodes, store, seen), daemon=True).start()
-    code = main([*arguments, "--executor", "ray"])
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "cliffstore.cli.main", *arguments, "--executor", "ray"],
+        env={**os.environ, "RAY_ADDRESS": cluster.address}, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    while driver.poll() is None and not (len(written_by(store)) >= 5 and set(written_by(store)) & workers(nodes[0])):
+        time.sleep(0.05)
+    seen = {"lost": workers(nodes[0]), "joined": set()}
+    cluster.remove_node(nodes[0], allow_graceful=False)
+    joined = cluster.add_node(num_cpus=1, object_store_memory=MEMORY)
+    while driver.poll() is None:
+        seen["joined"] |= workers(joined)
+        time.sleep(0.05)
     writers = written_by(store)
     print(json.dumps({name: sum(writer in pids for writer in writers) for name, pids in seen.items()}), flush=True)
-    ray.shutdown()
     cluster.shutdown()
-    return code
+    return driver.returncode
 
 
 if __name__ == "__main__":

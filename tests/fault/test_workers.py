@@ -47,7 +47,7 @@ def slow_model(smollm2: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def case(slow_model: str, tmp_path_factory: pytest.TempPathFactory) -> Disturbed:
-    case = prepare(tmp_path_factory.mktemp("workers"), slow_model, n_prompts=900)
+    case = prepare(tmp_path_factory.mktemp("workers"), slow_model, n_prompts=1300)
     assert case.units >= 60
     return case
 
@@ -72,13 +72,13 @@ def test_25_workers_are_killed(case: Disturbed, tmp_path: Path) -> None:
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
         try:
-            deadline = time.monotonic() + TIMEOUT
+            deadline, done = time.monotonic() + TIMEOUT, 0
             while killed < WORKER_KILLS and process.poll() is None and time.monotonic() < deadline:
-                if not receipts(store):
-                    time.sleep(0.1)
+                if len(receipts(store)) == done:  # two that only ever start would show nothing
+                    time.sleep(0.05)
                     continue
-                time.sleep(numbers.uniform(0.2, 3.5))
-                victims = actors_in(folder)
+                time.sleep(numbers.uniform(0.0, 0.6))
+                done, victims = len(receipts(store)), actors_in(folder)
                 if victims:
                     with suppress(psutil.NoSuchProcess):
                         numbers.choice(victims).send_signal(signal.SIGKILL)
@@ -177,7 +177,7 @@ def test_node_is_lost_and_another_joins(case: Disturbed, tmp_path: Path) -> None
             end(family(process.pid, folder))
     assert process.returncode == 0, out + err
     told = json.loads(next(line for line in out.splitlines() if line.startswith('{"lost"')))
-    assert told["lost"] >= 1, "no worker was on the node that was lost"
-    assert told["joined"] >= 1, "the node that joined got no work"
+    assert told.get("lost", 0) >= 1, f"no worker was on the node that was lost: {told} {err}"
+    assert told.get("joined", 0) >= 1, f"the node that joined got no work: {told} {err}"
     assert "the cluster has grown" in err
     assert_equal_stores(str(store), case.reference)
