@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -62,8 +62,8 @@ def tokens_table(unit: Unit, token_text: TokenText) -> pa.Table:
     return pa.table(columns, schema=TOKENS)
 
 
-def units_table(plan: Plan, digests: Mapping[int, tuple[str, str]]) -> pa.Table:
-    """Return the units of a plan; `digests` holds the sha256 of each unit's examples and tokens tables."""
+def units_table(plan: Plan) -> pa.Table:
+    """Return the units of a plan."""
     rows = [
         {
             "unit": unit.number,
@@ -72,8 +72,6 @@ def units_table(plan: Plan, digests: Mapping[int, tuple[str, str]]) -> pa.Table:
             "n_rows": unit.n_rows,
             "n_examples": len(unit.examples),
             "n_tokens": unit.n_tokens,
-            "examples_digest": digests[unit.number][0],
-            "tokens_digest": digests[unit.number][1],
         }
         for unit in plan.units
     ]
