@@ -65,9 +65,10 @@ class SelectionError(UserError, ValueError):
 
 
 class DamagedStoreError(CliffstoreError, RuntimeError):
-    """What the store holds contradicts its receipts or digests."""
+    """What the store holds contradicts its receipts or digests. `problem` is what is wrong, without where."""
 
     code = "damaged"
+    problem = "is damaged"
 
 
 class StorageError(CliffstoreError, OSError):

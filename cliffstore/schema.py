@@ -66,7 +66,9 @@ def seal_of(body: Mapping[str, object]) -> str:
 
 def damaged(key: str, problem: str) -> DamagedStoreError:
     """Return the error for an object that cannot be believed."""
-    return DamagedStoreError(f"{key} {problem}: run `cliffstore verify` on the store")
+    error = DamagedStoreError(f"{key} {problem}: run `cliffstore verify` on the store")
+    error.problem = problem
+    return error
 
 
 class Chunking(Part):

@@ -17,12 +17,13 @@ from cliffstore.errors import ProbeError
 from cliffstore.publish.export import ExportReport, export_selection
 from cliffstore.publish.selection import SelectionReport, select_examples
 from cliffstore.run.progress import LineReporter, Reporter
+from cliffstore.run.verification import verify
 from cliffstore.schema import ProbeDocument
 from cliffstore.store import receipts
 from cliffstore.store.catalog import Catalog
 from cliffstore.store.probes import write_probe
 from cliffstore.store.reader import StoreReader, compact_ranges
-from cliffstore.store.verify import VerifyReport, verify_store
+from cliffstore.store.verify import VerifyReport
 from cliffstore.store.writer import capture_specs
 
 
@@ -134,11 +135,9 @@ class Store:
             **{view: sorted(found) for view, found in names.items()},
         }
 
-    def verify(self) -> VerifyReport:
-        """Check everything that is committed against its digests."""
-        report = verify_store(self.reader, lambda total: self._reporter.begin("verify", total), self._reporter.advance)
-        self._reporter.end()
-        return report
+    def verify(self, sample: str | None = None, seed: int | None = None) -> VerifyReport:
+        """Check everything that is committed; see `cliffstore.run.verification.verify`."""
+        return verify(self.reader.objects, self._reporter, sample=sample, seed=seed)
 
     def fit_probe(self, name: str, *, replace: bool = False, **settings: object) -> ProbeDocument:
         """Fit a probe on every layer, choose one on validation, and keep it under `name`.

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -19,7 +20,7 @@ from zarr.abc.store import ByteRequest, RangeByteRequest, SuffixByteRequest
 from zarr.abc.store import Store as ZarrStore
 from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.core.buffer import Buffer, BufferPrototype
-from zarr.storage import FsspecStore, LocalStore
+from zarr.storage import FsspecStore, LocalStore, MemoryStore
 
 from cliffstore.access import fsspec_options, kvstore, tensorstore_environment
 from cliffstore.errors import CliffstoreError, DamagedStoreError
@@ -281,6 +282,14 @@ def create_arrays(
 ) -> None:
     """Create the groups and arrays of a capture; what is there already stays as it is."""
     objects.patiently(lambda: _create_arrays(zarr_store(objects), specs, n_rows, chunk_rows, unit_rows))
+
+
+@lru_cache(maxsize=16)
+def array_metadata(specs: tuple[ArraySpec, ...], *, n_rows: int, chunk_rows: int, unit_rows: int) -> dict[str, bytes]:
+    """Return key -> content of every `zarr.json` that `create_arrays` writes where nothing is."""
+    written: dict[str, Buffer] = {}
+    _create_arrays(MemoryStore(written), specs, n_rows, chunk_rows, unit_rows)
+    return {key: buffer.to_bytes() for key, buffer in written.items()}
 
 
 def _create_arrays(store: ZarrStore, specs: Sequence[ArraySpec], n_rows: int, chunk_rows: int, unit_rows: int) -> None:

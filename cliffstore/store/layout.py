@@ -17,6 +17,8 @@ SELECTIONS = "selections"
 COPIES = "copies"
 TEMPORARY = ".tmp-"
 """Beginning of the names of files that are not whole yet, on local disks."""
+_FOREIGN_TEMPORARIES = (".__lock", ".partial")
+"""Ends of the names of such files of tensorstore and zarr-python."""
 
 KINDS: dict[str, str] = {
     "manifest": r"manifest\.json",
@@ -154,6 +156,12 @@ def original_of(copy: str) -> str | None:
 def kind_of(key: str) -> str | None:
     """Return which of `KINDS` an object is by its key; None where cliffstore writes no such key."""
     return next((kind for kind, pattern in _KINDS.items() if pattern.fullmatch(key)), None)
+
+
+def is_temporary(key: str) -> bool:
+    """Return whether an object is a file that somebody was still writing."""
+    name = key.rsplit("/", 1)[-1]
+    return name.startswith(TEMPORARY) or name.endswith(_FOREIGN_TEMPORARIES)
 
 
 def array_and_unit(shard_key: str) -> tuple[str, int] | None:

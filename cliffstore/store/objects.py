@@ -19,6 +19,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from cliffstore.access import check_url, endpoint_of, fsspec_options, scheme_of
 from cliffstore.errors import StoreError
+from cliffstore.store import layout
 from cliffstore.store.patience import is_conflict, log, patiently
 
 T = TypeVar("T")
@@ -104,15 +105,15 @@ class ObjectStore:
         if self.exists(key):
             self.patiently(lambda: self._remove(key))
 
-    def list(self, prefix: str) -> list[str]:
-        """Return the sorted keys of all objects below `prefix`."""
+    def list(self, prefix: str, *, temporary: bool = False) -> list[str]:
+        """Return the sorted keys of all objects below `prefix`, with or without files that are not whole yet."""
         self.fs.invalidate_cache()
         try:
             paths = self.patiently(lambda: self.fs.find(self.path(prefix)))
         except FileNotFoundError:
             return []
         names = (str(path)[len(self.root) :].lstrip("/") for path in paths)
-        return sorted(name for name in names if not Path(name).name.startswith(".tmp-"))
+        return sorted(name for name in names if temporary or not Path(name).name.startswith(layout.TEMPORARY))
 
     def _remove(self, key: str) -> None:
         # Tried again after a lost answer, it is gone already.
@@ -141,7 +142,7 @@ class ObjectStore:
     def _write_temporary(self, key: str, content: bytes) -> str:
         target = Path(self.path(key))
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.parent / f".tmp-{uuid.uuid4().hex}"
+        temporary = target.parent / f"{layout.TEMPORARY}{uuid.uuid4().hex}"
         try:
             with temporary.open("wb") as file:
                 file.write(content)

@@ -51,6 +51,8 @@ def read_manifest(objects: ObjectStore) -> Manifest | None:
             raise
         if _format_version(content) > FORMAT_VERSION:
             raise _too_new(objects, _format_version(content)) from None
+        if objects.exists(layout.copy_of(layout.MANIFEST)):
+            raise
         raise StoreError(
             f"store {objects.url}: {layout.MANIFEST} is not a cliffstore manifest; give another --store"
         ) from None

@@ -1,99 +1,134 @@
-"""Checking a store against itself: tables against the plan's digests, vectors against crc32c and receipts."""
+"""Checking a store against itself: documents, plans, receipts, vectors, and what was made of them.
+
+Documents and receipts are always read; vectors, scores and the insides of the plan's tables of all units, or of a
+sample. A vector is read through its checksum (crc32c of each chunk) and compared with the digest in its receipt.
+Reading takes as long as storage and decompression do; nothing is kept but what is wrong.
+"""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
-from cliffstore.errors import DamagedStoreError
-from cliffstore.schema import CaptureDocument, PlanDocument, Receipt
-from cliffstore.store import layout, tables
-from cliffstore.store.reader import StoreReader
-from cliffstore.store.writer import capture_specs, rows_digest
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """Something that is wrong: the key of the object, and what is wrong with it."""
-
-    key: str
-    problem: str
+from cliffstore.errors import DamagedStoreError, StoreError
+from cliffstore.schema import CaptureDocument, Manifest, ProbeDocument
+from cliffstore.store import layout
+from cliffstore.store.arrays import open_arrays
+from cliffstore.store.checks import derived, plans, vectors
+from cliffstore.store.checks.findings import Action, Finding
+from cliffstore.store.checks.inventory import Inventory, take_inventory
+from cliffstore.store.checks.plans import ExampleDigest, Planned
+from cliffstore.store.checks.readers import Readers
+from cliffstore.store.checks.sample import Sample
+from cliffstore.store.objects import ObjectStore
+from cliffstore.store.reader import read_manifest
 
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """How much was checked and what is wrong with it. `units_missing` are planned but not extracted."""
+    """How much was looked at and what is wrong with it.
 
-    tables: int
-    arrays: int
-    units: int
-    units_missing: int
-    findings: tuple[Finding, ...]
+    Attributes
+    ----------
+    units : of captures, whose vectors were read
+    units_unread : of captures, that are extracted and were not in the sample
+    units_missing : of captures, that are planned and not extracted
+    seed : of the sample; None where everything was read
+    """
 
-
-def verify_store(reader: StoreReader, begin: Callable[[int], None], advance: Callable[[str], None]) -> VerifyReport:
-    """Read everything that is committed and compare it with its digests."""
-    findings: list[Finding] = []
-    planned: dict[int, tuple[str, int, int]] = {}
-    n_tables = 0
-    for plan in reader.plans():
-        n_tables += _check_plan(reader, plan, findings, planned)
-    captures = [(capture, reader.receipts(capture.capture)) for capture in reader.captures()]
-    begin(sum(len(receipts) for _, receipts in captures))
-    n_units = n_arrays = n_missing = 0
-    for capture, receipts in captures:
-        n_missing += len(planned) - len(receipts)
-        for receipt in receipts:
-            n_units += 1
-            n_arrays += _check_unit(reader, capture, receipt, planned, findings)
-            advance("")
-    return VerifyReport(n_tables, n_arrays, n_units, n_missing, tuple(findings))
+    documents: int = 0
+    tables: int = 0
+    arrays: int = 0
+    units: int = 0
+    units_unread: int = 0
+    units_missing: int = 0
+    scores: int = 0
+    seed: int | None = None
+    findings: tuple[Finding, ...] = ()
 
 
-def _check_plan(
-    reader: StoreReader, plan: PlanDocument, findings: list[Finding], planned: dict[int, tuple[str, int, int]]
-) -> int:
-    for path, digest in plan.tables.items():
-        _check_object(reader, layout.in_plan(plan.plan, path), digest, findings)
-    for unit in tables.read(reader.objects, layout.units_table(plan.plan)).to_pylist():
-        planned[unit["unit"]] = (plan.plan, unit["row_start"], unit["n_rows"])
-    return len(plan.tables)
+def verify_store(
+    objects: ObjectStore,
+    digest: ExampleDigest,
+    begin: Callable[[int], None],
+    advance: Callable[[str], None],
+    *,
+    sample: Sample | None = None,
+    only_documents: bool = False,
+) -> VerifyReport:
+    """Look at a store; nothing is changed.
 
+    Parameters
+    ----------
+    digest : how an example's digest is made
+    sample : read the vectors and scores of some units only
+    only_documents : read those of no unit, and no table of scores, cliffs or selections
 
-def _check_object(reader: StoreReader, key: str, digest: str, findings: list[Finding]) -> bool:
+    Raises
+    ------
+    StoreError
+        There is no store, or it is of a newer format.
+    """
     try:
-        content = reader.objects.get(key)
-    except FileNotFoundError:
-        findings.append(Finding(key, "is missing"))
-        return False
-    if hashlib.sha256(content).hexdigest() != digest:
-        findings.append(Finding(key, "differs from its digest in the plan"))
-        return False
-    return True
+        if read_manifest(objects) is None:
+            raise StoreError(f"there is no store at {objects.url}")
+    except DamagedStoreError:
+        pass  # it is among the findings
+    with Readers() as readers:
+        inventory, findings = take_inventory(objects, readers)
+        manifest = inventory.documents.get(layout.MANIFEST)
+        if not isinstance(manifest, Manifest):
+            return VerifyReport(documents=inventory.n_documents, findings=_in_order(findings))
+        unit_rows = manifest.chunking.unit_rows
+        planned, wrong = plans.check_units(inventory, unit_rows)
+        findings += wrong
+        chosen = set() if only_documents else sample.choose(planned.units) if sample else set(planned.units)
+        findings += plans.check_tables(inventory, planned, chosen, digest, readers)
+        readable, wrong = vectors.check_metadata(inventory, planned, manifest.chunking)
+        findings += wrong
+        receipts, wrong = vectors.check_receipts(inventory, planned)
+        findings += [*wrong, *vectors.check_shards(inventory, planned)]
+        read = [receipt for receipt in receipts if receipt.unit in chosen]
+        n_shards = n_scores = 0
+        if not only_documents:
+            begin(len(read))
+            n_shards, wrong = vectors.check_vectors(
+                inventory, read, open_arrays(objects), readable, unit_rows, readers, lambda: advance("")
+            )
+            findings += wrong
+            n_scores, wrong = derived.check_scores(inventory, planned, chosen, readers)
+            findings += [*wrong, *derived.check_cliffs(inventory), *derived.check_selections(inventory)]
+    n_planned = len(planned.units) * len(inventory.all(CaptureDocument))
+    return VerifyReport(
+        documents=inventory.n_documents,
+        tables=planned.n_tables,
+        arrays=n_shards,
+        units=len(read),
+        units_unread=len(receipts) - len(read),
+        units_missing=n_planned - len(inventory.of_kind("receipt")),
+        scores=n_scores,
+        seed=sample.seed if sample else None,
+        findings=_in_order(_settle(finding, inventory, planned) for finding in findings),
+    )
 
 
-def _check_unit(
-    reader: StoreReader,
-    capture: CaptureDocument,
-    receipt: Receipt,
-    planned: dict[int, tuple[str, int, int]],
-    findings: list[Finding],
-) -> int:
-    key = layout.receipt(capture.capture, receipt.unit)
-    if planned.get(receipt.unit) != (receipt.plan, receipt.row_start, receipt.n_rows):
-        findings.append(Finding(key, "does not agree with the plan"))
-        return 0
-    specs = capture_specs(capture)
-    if set(receipt.digests) != {spec.name for spec in specs}:
-        findings.append(Finding(key, "does not cover the arrays of its capture"))
-        return 0
-    for spec in specs:
-        try:
-            rows = reader.arrays.read_range(spec.key, receipt.row_start, receipt.row_start + receipt.n_rows)
-        except (DamagedStoreError, FileNotFoundError) as error:
-            findings.append(Finding(f"{spec.key} unit {receipt.unit}", str(error)))
-            continue
-        if rows_digest(rows) != receipt.digests[spec.name]:
-            findings.append(Finding(f"{spec.key} unit {receipt.unit}", "differs from the digest in its receipt"))
-    return len(specs)
+def _settle(finding: Finding, inventory: Inventory, planned: Planned) -> Finding:
+    """Leave out repairs of what is no longer planned, or cannot be made again because its document is lost."""
+    there: set[str] = set()
+    match finding.action:
+        case Action.EXTRACT:
+            there = {capture.capture for capture in inventory.all(CaptureDocument)}
+        case Action.SCORE | Action.RANK:
+            there = {probe.name for probe in inventory.all(ProbeDocument)}
+        case _:
+            return finding
+    if finding.unit is not None and finding.unit not in planned.units:
+        return replace(finding, action=Action.NONE if planned.blind else Action.REMOVE)
+    if finding.target not in there:
+        lost = inventory.lost("capture" if finding.action is Action.EXTRACT else "probe")
+        return replace(finding, action=Action.NONE if lost else Action.REMOVE)
+    return finding
+
+
+def _in_order(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    return tuple(sorted(findings, key=lambda one: (one.key, one.problem)))
