@@ -129,11 +129,12 @@ def write_plan(objects: ObjectStore, planned: Planned, manifest: Manifest | None
         )
         for unit in plan.units
     ]
-    digests = write_plan_tables(objects, plan.name, unit_tables, provenance)
-    written = {
-        "units": tables.write(objects, layout.units_table(plan.name), units_table(plan, digests), provenance),
-        "skipped": tables.write(objects, layout.skipped_table(plan.name), skipped_table(plan.skipped), provenance),
-    }
+    written = write_plan_tables(objects, plan.name, unit_tables, provenance)
+    for key, table in (
+        (layout.units_table(plan.name), units_table(plan)),
+        (layout.skipped_table(plan.name), skipped_table(plan.skipped)),
+    ):
+        written[layout.path_in_plan(key)] = tables.write(objects, key, table, provenance)
     counts = PlanCounts(
         examples=plan.n_examples,
         tokens=plan.n_tokens,

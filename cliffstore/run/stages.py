@@ -26,7 +26,7 @@ from cliffstore.run.placement import check_placement, choose_executor
 from cliffstore.run.planning import Planned, check_plan, plan_corpus, write_plan
 from cliffstore.run.progress import LineReporter, Reporter
 from cliffstore.schema import CaptureDocument, PassSettings
-from cliffstore.store import receipts
+from cliffstore.store import documents, receipts
 from cliffstore.store.objects import ObjectStore
 from cliffstore.store.reader import StoreReader, read_manifest
 from cliffstore.store.writer import create_capture
@@ -109,6 +109,8 @@ def run_extraction(config: ExtractConfig, reporter: Reporter) -> ExtractReport:
     objects = ObjectStore(config.store, config.storage_options)
     manifest = read_manifest(objects)
     held = StoreReader(config.store, config.storage_options) if manifest is not None else None
+    if held is not None:
+        documents.keep_copies(objects)
     goal = _find_goal(config, source, held)
     planned = plan_corpus(config, source, manifest, goal.bytes_per_row, reporter)
     plan = planned.plan

@@ -12,11 +12,10 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pydantic import ValidationError
 
-from cliffstore.errors import StorageError, StoreError
-from cliffstore.schema import FORMAT_VERSION, UNITS, CaptureDocument, Manifest, PlanDocument, Receipt
-from cliffstore.store import layout, receipts, tables
+from cliffstore.errors import DamagedStoreError, StorageError, StoreError
+from cliffstore.schema import FORMAT_VERSION, UNITS, CaptureDocument, Manifest, PlanDocument, Receipt, damaged
+from cliffstore.store import documents, layout, receipts, tables
 from cliffstore.store.arrays import ArraySpec, Vectors, open_arrays, to_float32
 from cliffstore.store.objects import ObjectStore
 from cliffstore.store.writer import capture_specs
@@ -32,36 +31,49 @@ def read_manifest(objects: ObjectStore) -> Manifest | None:
     ------
     StoreError
         What is there is not a store of a format that this version reads.
+    DamagedStoreError
+        There is a store, and its manifest is damaged.
     """
     try:
         content = objects.get(layout.MANIFEST, patience=_FIRST_CONTACT_SECONDS)
     except FileNotFoundError:
+        if documents.copy_is_intact(objects, layout.MANIFEST):
+            raise damaged(layout.MANIFEST, "is missing") from None
         return None
     except StorageError as error:
         raise StoreError(f"{error}: check the URL and the endpoint") from None
     except OSError as error:
         raise StoreError(f"store {objects.url} cannot be read: {error.strerror or error}") from None
-    version = _format_version(content)
-    if version is not None and version > FORMAT_VERSION:
-        raise StoreError(
-            f"store {objects.url} has format version {version}, this cliffstore reads up to {FORMAT_VERSION}: "
-            "install a newer cliffstore"
-        )
     try:
-        return Manifest.model_validate_json(content)
-    except ValidationError:
+        manifest = documents.parse(Manifest, layout.MANIFEST, content)
+    except DamagedStoreError:
+        if documents.copy_is_intact(objects, layout.MANIFEST):
+            raise
+        if _format_version(content) > FORMAT_VERSION:
+            raise _too_new(objects, _format_version(content)) from None
         raise StoreError(
             f"store {objects.url}: {layout.MANIFEST} is not a cliffstore manifest; give another --store"
         ) from None
+    if manifest.format_version > FORMAT_VERSION:
+        raise _too_new(objects, manifest.format_version)
+    return manifest
 
 
-def _format_version(content: bytes) -> int | None:
+def _too_new(objects: ObjectStore, version: int) -> StoreError:
+    return StoreError(
+        f"store {objects.url} has format version {version}, this cliffstore reads up to {FORMAT_VERSION}: "
+        "install a newer cliffstore"
+    )
+
+
+def _format_version(content: bytes) -> int:
+    """Return what a manifest of whatever version says, 0 where it says nothing."""
     try:
         found = json.loads(content)
     except ValueError:
-        return None
+        return 0
     version = found.get("format_version") if isinstance(found, dict) else None
-    return version if isinstance(version, int) else None
+    return version if isinstance(version, int) else 0
 
 
 class StoreReader:
@@ -94,12 +106,12 @@ class StoreReader:
     def plans(self) -> list[PlanDocument]:
         """Return the plans of the store, by name."""
         keys = [key for key in self.objects.list(layout.PLANS) if key.endswith("/plan.json")]
-        return [PlanDocument.model_validate_json(self.objects.get(key)) for key in keys]
+        return [documents.read(self.objects, PlanDocument, key) for key in keys]
 
     def captures(self) -> list[CaptureDocument]:
         """Return the captures of the store, by alias and name."""
         keys = [key for key in self.objects.list(layout.CAPTURES) if key.endswith(".json")]
-        return [CaptureDocument.model_validate_json(self.objects.get(key)) for key in keys]
+        return [documents.read(self.objects, CaptureDocument, key) for key in keys]
 
     def units(self) -> pa.Table:
         """Return the units of all plans, as planned."""

@@ -20,7 +20,7 @@ import pyarrow as pa
 from cliffstore import __version__
 from cliffstore.errors import StoreError
 from cliffstore.schema import CaptureDocument, Chunking, Manifest, PlanDocument, Receipt
-from cliffstore.store import layout, receipts, tables
+from cliffstore.store import documents, layout, receipts, tables
 from cliffstore.store.arrays import ArrayIO, ArraySpec, Vectors, create_arrays
 from cliffstore.store.objects import ObjectStore
 
@@ -50,26 +50,27 @@ def capture_specs(capture: CaptureDocument) -> list[ArraySpec]:
 
 def create_manifest(objects: ObjectStore, manifest: Manifest) -> None:
     """Begin a store. Raises `StoreError` where another store began at the same place meanwhile."""
-    if not objects.create(layout.MANIFEST, manifest.to_bytes()):
+    if not documents.create(objects, manifest):
         raise StoreError(f"store {objects.url}: another process began a store here just now; run the command again")
 
 
 def write_plan_tables(
     objects: ObjectStore, plan: str, unit_tables: Sequence[UnitTables], provenance: Mapping[str, str]
-) -> dict[int, tuple[str, str]]:
-    """Write the tables of each unit. Return unit -> sha256 of its examples and of its tokens table."""
-    return {
-        unit.unit: (
-            tables.write(objects, layout.examples_table(plan, unit.unit), unit.examples, provenance),
-            tables.write(objects, layout.tokens_table(plan, unit.unit), unit.tokens, provenance),
-        )
-        for unit in unit_tables
-    }
+) -> dict[str, str]:
+    """Write the tables of each unit. Return path below the plan's folder -> sha256 of each table."""
+    written: dict[str, str] = {}
+    for unit in unit_tables:
+        for key, table in (
+            (layout.examples_table(plan, unit.unit), unit.examples),
+            (layout.tokens_table(plan, unit.unit), unit.tokens),
+        ):
+            written[layout.path_in_plan(key)] = tables.write(objects, key, table, provenance)
+    return written
 
 
 def commit_plan(objects: ObjectStore, document: PlanDocument) -> None:
     """Make a plan visible; its tables must be there."""
-    objects.create(layout.plan_document(document.plan), document.to_bytes())
+    documents.create(objects, document)
 
 
 def create_capture(
@@ -83,8 +84,8 @@ def create_capture(
         chunk_rows=chunking.chunk_rows,
         unit_rows=chunking.unit_rows,
     )
-    objects.create(layout.capture_document(capture.alias, capture.capture), capture.to_bytes())
-    return CaptureDocument.model_validate_json(objects.get(layout.capture_document(capture.alias, capture.capture)))
+    documents.create(objects, capture)
+    return documents.read(objects, CaptureDocument, documents.key_of(capture))
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,6 +97,7 @@ def _add_probe(objects: ObjectStore) -> None:
         site="resid_post", layer=0,
         positions="decision", label="label", positive="1", where=None, test_where=None, seed=0, c=1.0,
         n_train=1, n_validation=1, n_test=0, shuffled_auroc=0.5, layers=[metrics], digest=weights.digest,
+        file_digest=weights.file_digest,
         cliffstore_version="0",
     )  # fmt: skip
     write_probe(objects, document, weights, replace=False)
