@@ -237,9 +237,9 @@ def _read_csv(name: str, stream: BinaryIO, text_columns: frozenset[str]) -> Bloc
 
 def _read_parquet(name: str, stream: BinaryIO, _: frozenset[str]) -> Blocks:
     file = pa_parquet.ParquetFile(stream)
-    bytes_per_row = sum(
-        file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups)
-    ) // max(file.metadata.num_rows, 1)
+    bytes_per_row = sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups)) // max(
+        file.metadata.num_rows, 1
+    )
     rows = max(min(BLOCK_ROWS, BLOCK_BYTES // max(bytes_per_row, 1)), 1)
     batches = file.iter_batches(batch_size=rows, use_threads=False)
     yield from _table_blocks(name, file.schema_arrow.names, batches, stem_of(name), first=1)

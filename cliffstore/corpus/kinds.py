@@ -65,7 +65,7 @@ def join(one: Kind, other: Kind) -> Kind:
     if one[0] == other[0] == "list":
         return _list_of(join(one[1], other[1]))  # type: ignore[arg-type]
     if one[0] == other[0] == "struct":
-        left, right = dict(one[1:]), dict(other[1:])  # type: ignore[arg-type,var-annotated]
+        left, right = _fields(one), _fields(other)
         return _struct_of({name: join(left.get(name, NULL), right.get(name, NULL)) for name in {**left, **right}})
     if one[0] == other[0] == "leaf":
         return _join_decimals(one[1], other[1])
@@ -83,7 +83,7 @@ def arrow_type(kind: Kind) -> pa.DataType | None:
     if kind[0] == "list":
         return pa.list_(arrow_type(kind[1]))  # type: ignore[arg-type]
     if kind[0] == "struct":
-        return pa.struct([(name, arrow_type(inner)) for name, inner in kind[1:]])  # type: ignore[misc]
+        return pa.struct([(name, arrow_type(inner)) for name, inner in _fields(kind).items()])
     return kind[1]
 
 
@@ -94,6 +94,10 @@ def _list_of(inner: Kind) -> Kind:
 def _struct_of(fields: Mapping[str, Kind]) -> Kind:
     # Parquet has no struct without fields.
     return MIXED if not fields or MIXED in fields.values() else ("struct", *sorted(fields.items()))
+
+
+def _fields(struct: Kind) -> dict[str, Kind]:
+    return dict(struct[1:])  # type: ignore[arg-type]
 
 
 def _leaf(value: object) -> Kind:

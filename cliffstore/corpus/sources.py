@@ -36,7 +36,8 @@ from cliffstore.corpus.where import ROW, rows_where
 from cliffstore.errors import CorpusError
 from cliffstore.records import SkippedRow
 
-A, B = TypeVar("A"), TypeVar("B")
+A = TypeVar("A")
+B = TypeVar("B")
 Apply = Callable[[Callable[[A], B], Iterable[A]], Iterable[B]]
 """Like `map`, and perhaps in other processes."""
 _KEPT = ("id", "prompt", "system", "thinking", "response", "label", "source")

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 
 __all__ = ["RenderCounts", "Renderer", "ThinkMarkers", "find_markers", "tokenizer_digest"]
 
-Ints: TypeAlias = "npt.NDArray[np.int32] | npt.NDArray[np.int64]"
+TokenIds: TypeAlias = npt.NDArray[np.int32]
+Offsets: TypeAlias = npt.NDArray[np.int64]
 
 REFUSED = "template refused"
 ALTERED = "template altered the text"
@@ -96,7 +97,7 @@ class Renderer:
             day = date.fromisoformat(template_date)
         except ValueError as error:
             raise ConfigError(f"template_date must be YYYY-MM-DD, not {template_date!r}") from error
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._max_tokens = max_tokens
         self._chat = ChatTemplate(tokenizer, day) if tokenizer.chat_template else None
         found = markers or find_markers(self._chat.text if self._chat else None, tokenizer)
@@ -151,7 +152,7 @@ class Renderer:
         text, regions, answer_start = self._with_answer(prompt, opened, row)
         return _Laid(row, location, text, regions, answer_start, was_split)
 
-    def _finish(self, one: _Laid, token_ids: Ints, offsets: Ints) -> RenderedExample | SkippedRow:
+    def _finish(self, one: _Laid, token_ids: TokenIds, offsets: Offsets) -> RenderedExample | SkippedRow:
         """Give each token its segment. Shapes: token_ids int32 [T], offsets int64 [T, 2], characters [start, end)."""
         row, location = one.row, one.location
         if self._max_tokens is not None and len(token_ids) > self._max_tokens:
@@ -209,11 +210,11 @@ class Renderer:
         core = self.markers.open.rstrip()
         return self.markers.open[len(core) :] if prompt.text.endswith(core) else ""
 
-    def _tokenize(self, texts: Sequence[str]) -> list[tuple[Ints, Ints]]:
+    def _tokenize(self, texts: Sequence[str]) -> list[tuple[TokenIds, Offsets]]:
         """Tokenise texts as they are: for each, ids int32 [T] and character offsets int64 [T, 2]."""
         if not texts:
             return []
-        encoding = self._tokenizer(
+        encoding = self.tokenizer(
             list(texts),
             add_special_tokens=False,
             return_offsets_mapping=True,

@@ -48,7 +48,7 @@ def _tagged(value: object) -> object:
         return {_MARK: "decimal", "value": str(value)}
     for kind, name in ((datetime, "datetime"), (date, "date"), (time, "time")):
         if type(value) is kind:
-            return {_MARK: name, "value": value.isoformat()}  # type: ignore[attr-defined]
+            return {_MARK: name, "value": value.isoformat()}
     if isinstance(value, datetime):  # pandas' own, which counts nanoseconds
         return {_MARK: "timestamp", "value": value.isoformat()}
     return str(value)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -90,7 +91,9 @@ class SortedExamples:
 
     def skip(self, rows: Iterable[SkippedRow]) -> None:
         """Take rows that were left out before they were rendered."""
-        insert(self._connection, "skipped", _skipped_table(list(rows)))
+        rest = iter(rows)
+        while block := list(islice(rest, _BATCH_ROWS)):
+            insert(self._connection, "skipped", _skipped_table(block))
 
     def sort(self) -> None:
         """Put the examples in order; no more are taken."""

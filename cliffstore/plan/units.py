@@ -239,10 +239,14 @@ def _grow(stored_S: npt.NDArray[np.bool_], selected_C: npt.NDArray[np.bool_]) ->
 
 
 def example_digest(example: RenderedExample) -> str:
-    """Return the sha256 over everything that the store keeps of an example."""
+    """Return the sha256 over everything that the store keeps of an example, whichever file it came from.
+
+    Nulls among the further columns are left out: a corpus that has a column more says the same of other rows.
+    """
     row = example.row
-    fields = [row.id, row.prompt, row.system, row.thinking, row.response, row.label, row.source]
-    text = json.dumps([fields, dict(sorted(row.extra.items())), example.decision], default=str, sort_keys=True)
+    fields = [row.id, row.prompt, row.system, row.thinking, row.response, row.label]
+    extra = {name: value for name, value in row.extra.items() if value is not None}
+    text = json.dumps([fields, extra, example.decision], default=str, sort_keys=True)
     digest = hashlib.sha256(text.encode())
     digest.update(example.token_ids.astype("<i4").tobytes())
     digest.update(example.segments.tobytes())

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from cliffstore.corpus.chat import Region
+from cliffstore.corpus.drafts import LocatedRow
 from cliffstore.corpus.template import Renderer, segments_of
 from cliffstore.records import SEGMENTS, CorpusRow, Message, RenderedExample, Segment
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, cast
 import pytest
 from transformers import AutoTokenizer
 
-from cliffstore.corpus.template import Renderer, ThinkMarkers, find_markers, tokenizer_digest
+from cliffstore.corpus.drafts import LocatedRow
+from cliffstore.corpus.template import RenderCounts, Renderer, ThinkMarkers, find_markers, tokenizer_digest
 from cliffstore.errors import ConfigError, ModelError
 from cliffstore.records import SEGMENTS, CorpusRow, Message, RenderedExample, SkippedRow
 
