@@ -104,6 +104,27 @@ class PlanCounts(Part):
     skipped: int
 
 
+class CorpusRecipe(Part):
+    """What a plan's corpus was read from, so that it can be read again and compared by digest."""
+
+    inputs: list[str] = Field(description="files, folders or URLs, as they were given")
+    map: dict[str, str] = Field(description="known column -> column of the corpus")
+    where: str | None
+    limit: int | None
+
+
+class PlanPlace(Document):
+    """`plans/order/<n>.json`: reserves unit numbers and ordinals for a plan, before its tables are written."""
+
+    number: int
+    plan: str
+    first_unit: int
+    n_units: int
+    first_example: int
+    n_examples: int
+    base: list[str] = Field(description="plans whose examples this one leaves out")
+
+
 class PlanDocument(Document):
     """`plans/<plan>/plan.json`: written last; the plan exists once this does."""
 
@@ -112,6 +133,8 @@ class PlanDocument(Document):
     counts: PlanCounts
     settings: dict[str, str | int | None]
     sources: list[str] = Field(description="values of the column source")
+    corpus: CorpusRecipe
+    place: int = Field(description="number of its place among the plans")
     tables: dict[str, str] = Field(description="sha256 of every table of the plan, by its path below the plan's folder")
     cliffstore_version: str
 
@@ -269,6 +292,7 @@ class SelectionDocument(Document):
 
 DOCUMENTS: dict[str, type[Document]] = {
     "manifest": Manifest,
+    "place": PlanPlace,
     "plan": PlanDocument,
     "capture": CaptureDocument,
     "receipt": Receipt,
@@ -318,7 +342,12 @@ UNITS = _schema(
     ("row_start", pa.int64()),
     ("n_rows", pa.int32()),
     ("n_examples", pa.int32()),
-    ("n_tokens", pa.int32()),
+    ("n_tokens", pa.int64()),
+    ("n_nodes", pa.int64()),
+    ("n_padded", pa.int64()),
+    ("longest", pa.int32()),
+    ("part", pa.int32()),
+    ("row_group", pa.int32()),
 )
 
 SKIPPED = _schema(

@@ -128,7 +128,7 @@ class Catalog:
         reader, objects = self.reader, self.reader.objects
         plans = [plan.plan for plan in reader.plans()]
         plan_keys = [key for plan in plans for key in objects.list(f"{layout.PLANS}/{plan}")]
-        example_keys = [key for key in plan_keys if "/examples/" in key]
+        example_keys = [key for key in plan_keys if layout.kind_of(key) == "plan_table" and "/examples/" in key]
         self._view("examples", tables.dataset(objects, example_keys, _joint_schema(self.reader, example_keys)))
         self._view("tokens", tables.dataset(objects, [key for key in plan_keys if "/tokens/" in key], TOKENS))
         self._view("skipped", tables.dataset(objects, [layout.skipped_table(plan) for plan in plans], SKIPPED))

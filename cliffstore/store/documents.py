@@ -18,6 +18,7 @@ from cliffstore.schema import (
     Document,
     Manifest,
     PlanDocument,
+    PlanPlace,
     ProbeDocument,
     Receipt,
     ScoreReceipt,
@@ -36,6 +37,8 @@ def key_of(document: Document) -> str:
     match document:
         case Manifest():
             return layout.MANIFEST
+        case PlanPlace():
+            return layout.place(document.number)
         case PlanDocument():
             return layout.plan_document(document.plan)
         case CaptureDocument():

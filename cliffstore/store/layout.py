@@ -22,6 +22,7 @@ _FOREIGN_TEMPORARIES = (".__lock", ".partial")
 
 KINDS: dict[str, str] = {
     "manifest": r"manifest\.json",
+    "place": r"plans/order/\d+\.json",
     "plan": r"plans/[^/]+/plan\.json",
     "plan_table": r"plans/[^/]+/(?:units|skipped|(?:examples|tokens)/[^/]+)\.parquet",
     "capture": r"captures/[^/]+/[^/]+\.json",
@@ -40,7 +41,7 @@ KINDS: dict[str, str] = {
     "selection_table": r"selections/[^/]+\.parquet",
 }
 """Every kind of object that a store holds, and its keys. JSON documents are called as in `schema.DOCUMENTS`."""
-COPIED = ("manifest", "plan", "capture", "probe", "weights", "cliffs", "selection")
+COPIED = ("manifest", "place", "plan", "capture", "probe", "weights", "cliffs", "selection")
 """Kinds from which nothing else could be made again: their bytes are kept a second time below `copies/`."""
 
 _KINDS = {kind: re.compile(pattern) for kind, pattern in KINDS.items()}
@@ -61,12 +62,21 @@ def skipped_table(plan: str) -> str:
     return f"{PLANS}/{plan}/skipped.parquet"
 
 
-def examples_table(plan: str, unit: int) -> str:
-    return f"{PLANS}/{plan}/examples/unit-{unit:06d}.parquet"
+def examples_part(plan: str, part: int) -> str:
+    return f"{PLANS}/{plan}/examples/part-{part:06d}.parquet"
 
 
-def tokens_table(plan: str, unit: int) -> str:
-    return f"{PLANS}/{plan}/tokens/unit-{unit:06d}.parquet"
+def tokens_part(plan: str, part: int) -> str:
+    return f"{PLANS}/{plan}/tokens/part-{part:06d}.parquet"
+
+
+def places() -> str:
+    return f"{PLANS}/order"
+
+
+def place(number: int) -> str:
+    """Return the key of the object that reserves unit numbers and ordinals for the plan of this number."""
+    return f"{PLANS}/order/{number:06d}.json"
 
 
 def capture_document(alias: str, capture: str) -> str:
@@ -176,7 +186,7 @@ def metadata(folder: str) -> str:
 
 
 def unit_of(key: str) -> int | None:
-    """Return the unit number of a receipt, examples, tokens or scores key; None for any other key."""
+    """Return the unit number of a receipt or scores key; None for any other key."""
     match = _UNIT.search(key)
     return int(match.group(1)) if match else None
 

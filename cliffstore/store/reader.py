@@ -11,13 +11,13 @@ from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from cliffstore.errors import DamagedStoreError, StorageError, StoreError
-from cliffstore.schema import FORMAT_VERSION, UNITS, CaptureDocument, Manifest, PlanDocument, Receipt, damaged
-from cliffstore.store import documents, layout, receipts, tables
+from cliffstore.schema import FORMAT_VERSION, CaptureDocument, Manifest, PlanDocument, Receipt, damaged
+from cliffstore.store import documents, layout, receipts
 from cliffstore.store.arrays import ArraySpec, Vectors, open_arrays, to_float32
 from cliffstore.store.objects import ObjectStore
+from cliffstore.store.plans import PlanTables
 from cliffstore.store.writer import capture_specs
 
 _FIRST_CONTACT_SECONDS = 15.0
@@ -106,19 +106,20 @@ class StoreReader:
         return self.objects.url
 
     def plans(self) -> list[PlanDocument]:
-        """Return the plans of the store, by name."""
+        """Return the plans of the store, in the order of their places."""
         keys = [key for key in self.objects.list(layout.PLANS) if key.endswith("/plan.json")]
-        return [documents.read(self.objects, PlanDocument, key) for key in keys]
+        found = [documents.read(self.objects, PlanDocument, key) for key in keys]
+        return sorted(found, key=lambda plan: plan.place)
 
     def captures(self) -> list[CaptureDocument]:
         """Return the captures of the store, by alias and name."""
         keys = [key for key in self.objects.list(layout.CAPTURES) if key.endswith(".json")]
         return [documents.read(self.objects, CaptureDocument, key) for key in keys]
 
-    def units(self) -> pa.Table:
-        """Return the units of all plans, as planned."""
-        parts = [tables.read(self.objects, layout.units_table(plan.plan)) for plan in self.plans()]
-        return pa.concat_tables([UNITS.empty_table(), *parts])
+    @cached_property
+    def plan_tables(self) -> PlanTables:
+        """The tables of all plans, by unit."""
+        return PlanTables(self.objects, [plan.plan for plan in self.plans()])
 
     def receipts(self, capture: str) -> list[Receipt]:
         """Return the receipts of a capture."""
@@ -173,12 +174,12 @@ class StoreReader:
         return (rows_N >= 0) & (rows_N - unit_N * unit_rows < counts_U[unit_N])
 
     def _count_committed_rows(self, capture: str) -> npt.NDArray[np.int64]:
-        """Return the rows of each unit that a receipt covers, int64 [units + 1], zero behind the last unit."""
-        units = self.units()
+        """Return the rows of each unit that a receipt covers, int64 [highest unit + 2], zero behind the last unit."""
+        units = self.plan_tables.units
         done = receipts.committed(self.objects, capture)
-        counts_U = np.zeros(units.num_rows + 1, dtype=np.int64)
-        for unit, n_rows in zip(units["unit"].to_pylist(), units["n_rows"].to_pylist(), strict=True):
-            counts_U[unit] = n_rows if unit in done else 0
+        counts_U = np.zeros(max(units, default=-1) + 2, dtype=np.int64)
+        for number in done & units.keys():
+            counts_U[number] = units[number].n_rows
         return counts_U
 
     def vectors(

@@ -10,17 +10,16 @@ import hashlib
 import os
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 
 from cliffstore import __version__
 from cliffstore.errors import StoreError
 from cliffstore.schema import CaptureDocument, Chunking, Manifest, PlanDocument, Receipt
-from cliffstore.store import documents, layout, receipts, tables
+from cliffstore.store import documents, layout, receipts
 from cliffstore.store.arrays import ArrayIO, ArraySpec, Vectors, create_arrays
 from cliffstore.store.objects import ObjectStore
 
@@ -31,15 +30,6 @@ _WRITERS_NICE = 10
 compressing at the same priority costs it about twice the time that compressing takes."""
 
 
-@dataclass(frozen=True, slots=True)
-class UnitTables:
-    """The examples and tokens of one unit."""
-
-    unit: int
-    examples: pa.Table
-    tokens: pa.Table
-
-
 def capture_specs(capture: CaptureDocument) -> list[ArraySpec]:
     """Return the arrays of a capture."""
     return [
@@ -48,24 +38,23 @@ def capture_specs(capture: CaptureDocument) -> list[ArraySpec]:
     ]
 
 
-def create_manifest(objects: ObjectStore, manifest: Manifest) -> None:
-    """Begin a store. Raises `StoreError` where another store began at the same place meanwhile."""
-    if not documents.create(objects, manifest):
-        raise StoreError(f"store {objects.url}: another process began a store here just now; run the command again")
+def create_manifest(objects: ObjectStore, manifest: Manifest) -> Manifest:
+    """Begin a store, and return its manifest: that of another process, where one began the same store meanwhile.
 
-
-def write_plan_tables(
-    objects: ObjectStore, plan: str, unit_tables: Sequence[UnitTables], provenance: Mapping[str, str]
-) -> dict[str, str]:
-    """Write the tables of each unit. Return path below the plan's folder -> sha256 of each table."""
-    written: dict[str, str] = {}
-    for unit in unit_tables:
-        for key, table in (
-            (layout.examples_table(plan, unit.unit), unit.examples),
-            (layout.tokens_table(plan, unit.unit), unit.tokens),
-        ):
-            written[layout.path_in_plan(key)] = tables.write(objects, key, table, provenance)
-    return written
+    Raises
+    ------
+    StoreError
+        Another process began a store with another tokenizer, template or size of units.
+    """
+    if documents.create(objects, manifest):
+        return manifest
+    held = documents.read(objects, Manifest, layout.MANIFEST)
+    if (held.tokenizer, held.chunking) != (manifest.tokenizer, manifest.chunking):
+        raise StoreError(
+            f"store {objects.url}: another process began a store here just now, with another tokenizer or other units: "
+            "give another --store"
+        )
+    return held
 
 
 def commit_plan(objects: ObjectStore, document: PlanDocument) -> None:
@@ -76,7 +65,12 @@ def commit_plan(objects: ObjectStore, document: PlanDocument) -> None:
 def create_capture(
     objects: ObjectStore, capture: CaptureDocument, *, n_units: int, chunking: Chunking
 ) -> CaptureDocument:
-    """Create a capture's arrays and document, or return the document that is there already."""
+    """Create a capture's arrays and document, or return the document that is there already.
+
+    Parameters
+    ----------
+    n_units : units that the arrays must have room for; arrays that are there already grow, and never shrink
+    """
     create_arrays(
         objects,
         capture_specs(capture),
