@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from cliffstore.schema import ProbeDocument
@@ -26,8 +26,18 @@ class ScoreReport:
     tokens: int
 
 
-def score_units(reader: StoreReader, probe: str, begin: Callable[[int], None], advance: Advance) -> ScoreReport:
+def score_units(
+    reader: StoreReader,
+    probe: str,
+    begin: Callable[[int], None],
+    advance: Advance,
+    units: Collection[int] | None = None,
+) -> ScoreReport:
     """Score every extracted unit that has no scores of this probe yet.
+
+    Parameters
+    ----------
+    units : score no others than these; None means all
 
     Raises
     ------
@@ -42,7 +52,7 @@ def score_units(reader: StoreReader, probe: str, begin: Callable[[int], None], a
         return ScoreReport(probe, 0, len(scored), 0, 0)
     _, spec = reader.find_array(document.site, document.layer, document.alias)
     extracted = set(receipts.committed(reader.objects, document.capture))
-    pending = sorted(extracted - scored)
+    pending = sorted(unit for unit in extracted - scored if units is None or unit in units)
     begin(len(pending))
     tokens = 0
     for unit in pending:

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cliffstore.cli.output import Json, StoreUrl, print_json, print_lines, print_table
+from cliffstore.errors import ConfigError
+
+if TYPE_CHECKING:
+    from cliffstore.run.repair import RepairReport
+    from cliffstore.store.checks.findings import Finding
+    from cliffstore.store.verify import VerifyReport
+
+_VERIFY = """Check every document, table and vector of a store; exit 1 if anything is wrong.
+
+With --repair, what is damaged is restored, extracted or computed again. Nothing else may write to the store meanwhile.
+"""
 
 
 def add_to(app: typer.Typer) -> None:
     """Add the commands."""
     app.command(name="info", help="Show what a store holds.")(info)
-    app.command(name="verify", help="Check every vector and table against its digest; exit 1 if anything is wrong.")(
-        verify
-    )
+    app.command(name="verify", help=_VERIFY)(verify)
 
 
 def info(store: StoreUrl, json: Json = False) -> None:
@@ -35,19 +46,98 @@ def info(store: StoreUrl, json: Json = False) -> None:
             print_table(list(rows[0]), [list(row.values()) for row in rows])
 
 
-def verify(store: StoreUrl, json: Json = False) -> None:
+def verify(
+    store: StoreUrl,
+    sample: Annotated[
+        str | None,
+        typer.Option(help="Read the vectors of some units only: a number such as 100, or a share such as 5%."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the sample. Default: drawn, and shown.")] = None,
+    repair: Annotated[bool, typer.Option("--repair", help="Repair what is wrong, then check again.")] = False,
+    model: Annotated[
+        list[str] | None, typer.Option(help="With --repair: where a model is; repeatable. Default: as when extracted.")
+    ] = None,
+    adapter: Annotated[list[str] | None, typer.Option(help="With --repair: where an adapter is; repeatable.")] = None,
+    corpus: Annotated[
+        list[str] | None, typer.Option(help="With --repair: where a corpus is; repeatable. Default: as when planned.")
+    ] = None,
+    executor: Annotated[str, typer.Option(help="With --repair: auto, local, ray.")] = "auto",
+    device: Annotated[str, typer.Option(help="With --repair: auto, cpu, cuda ...")] = "auto",
+    allow_nonfinite: Annotated[
+        bool, typer.Option("--allow-nonfinite", help="With --repair: store NaN and Inf instead of failing.")
+    ] = False,
+    json: Json = False,
+) -> None:
     from cliffstore.run.progress import choose_reporter
-    from cliffstore.run.store import Store
+    from cliffstore.run.verification import verify as verify_all
+    from cliffstore.store.objects import ObjectStore
 
-    with Store(store, reporter=choose_reporter()) as opened:
-        report = opened.verify()
-    if json:
-        print_json(asdict(report))
+    if repair and sample is not None:
+        raise ConfigError("--repair reads everything: leave --sample out")
+    objects, reporter = ObjectStore(store), choose_reporter()
+    if not repair:
+        report = verify_all(objects, reporter, sample=sample, seed=seed)
+        _print(report, json)
     else:
-        missing = f", {report.units_missing} not extracted yet" if report.units_missing else ""
-        print(f"checked {report.tables} tables, {report.units} units, {report.arrays} arrays of units{missing}")
-        if report.findings:
-            print_table(["key", "problem"], [[one.key, one.problem] for one in report.findings], full=True)
-        print(f"{len(report.findings)} problems" if report.findings else "everything agrees")
+        from cliffstore.run.origins import Origins
+        from cliffstore.run.repair import repair_store
+
+        origins = Origins(
+            tuple(model or ()), tuple(adapter or ()), tuple(corpus or ()), executor, device, allow_nonfinite
+        )
+        repaired = repair_store(objects, origins, reporter)
+        report = repaired.after
+        _print_repair(repaired, json)
     if report.findings:
         raise typer.Exit(1)
+
+
+def _print(report: VerifyReport, json: bool) -> None:
+    if json:
+        print_json({**asdict(report), "findings": _plain(report.findings)})
+        return
+    print(_looked_at(report))
+    _print_findings(report.findings)
+    n_found = len(report.findings)
+    print(f"{n_found} problems; `cliffstore verify STORE --repair` repairs" if n_found else "everything agrees")
+
+
+def _print_repair(report: RepairReport, json: bool) -> None:
+    after = report.after
+    if json:
+        found = {"found": _plain(report.found), "done": report.done, "failed": report.failed}
+        print_json({**found, **asdict(after), "findings": _plain(after.findings)})
+        return
+    _print_findings(report.found)
+    for what, lines in (("repaired", report.done), ("not repaired", report.failed)):
+        for line in lines:
+            print(f"{what}: {line}")
+    print(_looked_at(after))
+    if after.findings:
+        print(f"{len(after.findings)} problems are left:")
+        _print_findings(after.findings)
+    else:
+        print("everything agrees")
+
+
+def _looked_at(report: VerifyReport) -> str:
+    parts = [
+        f"checked {report.documents} documents, {report.tables} tables",
+        f"{report.units} units with {report.arrays} shards",
+        f"{report.scores} tables of scores",
+    ]
+    if report.seed is not None:
+        parts.append(f"a sample: {report.units_unread} more extracted units were not read (seed {report.seed})")
+    if report.units_missing:
+        parts.append(f"{report.units_missing} not extracted yet")
+    return ", ".join(parts)
+
+
+def _print_findings(findings: Iterable[Finding]) -> None:
+    rows = [[one.kind.value, one.key, one.problem, one.repair] for one in findings]
+    if rows:
+        print_table(["kind", "key", "problem", "repair"], rows, full=True)
+
+
+def _plain(findings: Iterable[Finding]) -> list[dict[str, object]]:
+    return [{**asdict(finding), "repair": finding.repair} for finding in findings]

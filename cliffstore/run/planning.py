@@ -85,7 +85,12 @@ class Planned:
 
 
 def plan_corpus(
-    config: ExtractConfig, source: ModelSource, held: StoreReader | None, bytes_per_row: int, reporter: Reporter
+    config: ExtractConfig,
+    source: ModelSource,
+    held: StoreReader | None,
+    bytes_per_row: int,
+    reporter: Reporter,
+    again: str | None = None,
 ) -> Planned:
     """Read the corpus, render it and plan it. Nothing is written to the store.
 
@@ -93,6 +98,7 @@ def plan_corpus(
     ----------
     held : the store, where there is one already
     bytes_per_row : see `choose_unit_rows`
+    again : name of a plan of the store whose tables are to be made a second time
 
     Raises
     ------
@@ -113,7 +119,7 @@ def plan_corpus(
         check_tokenizer(config.store, held.manifest, identity)
     folder = new_folder()
     try:
-        return _Planning(config, spec, positions, identity, held, bytes_per_row, reporter, folder).run()
+        return _Planning(config, spec, positions, identity, held, bytes_per_row, reporter, folder, again).run()
     except BaseException:
         folder.cleanup()
         raise
@@ -143,6 +149,7 @@ class _Planning:
     bytes_per_row: int
     reporter: Reporter
     folder: tempfile.TemporaryDirectory[str]
+    again: str | None
 
     def run(self) -> Planned:
         examples = SortedExamples(self.folder.name)
@@ -159,7 +166,11 @@ class _Planning:
                 unit_rows,
             )
             name = f"plan-{digest[:12]}"
-            if self.held is not None and (there := _held_plan(self.held, name)) is not None:
+            if self.again not in (None, name):
+                raise CorpusError(
+                    f"the corpus is no longer what {self.again} was made of (it would be {name}): give it as it was"
+                )
+            if self.again is None and self.held is not None and (there := _held_plan(self.held, name)) is not None:
                 self._tell_skipped(examples)
                 self.folder.cleanup()
                 return there

@@ -15,9 +15,10 @@ from cliffstore.schema import CaptureDocument, Manifest, ProbeDocument
 from cliffstore.store import layout
 from cliffstore.store.arrays import open_arrays
 from cliffstore.store.checks import derived, plans, vectors
+from cliffstore.store.checks.examples import ExampleDigest
 from cliffstore.store.checks.findings import Action, Finding
 from cliffstore.store.checks.inventory import Inventory, take_inventory
-from cliffstore.store.checks.plans import ExampleDigest, Planned
+from cliffstore.store.checks.plans import Planned
 from cliffstore.store.checks.readers import Readers
 from cliffstore.store.checks.sample import Sample
 from cliffstore.store.objects import ObjectStore

@@ -7,39 +7,21 @@ must be dense, and each example's digest is computed again from its text and tok
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cliffstore.records import SEGMENTS
-from cliffstore.schema import EXAMPLES, PlanDocument, Receipt
+from cliffstore.records import PlannedUnit
+from cliffstore.schema import PlanDocument, PlanPlace, Receipt
 from cliffstore.store import layout
+from cliffstore.store.checks.examples import ExampleDigest, check_unit
 from cliffstore.store.checks.findings import Action, Finding, Kind
 from cliffstore.store.checks.inventory import Inventory
 from cliffstore.store.checks.readers import Readers
 
-ExampleDigest = Callable[
-    [Mapping[str, object], Mapping[str, object], npt.NDArray[np.int32], npt.NDArray[np.uint8]], str
-]
-"""(known columns, further columns, token ids, segments as indices into `SEGMENTS`) of an example -> its digest."""
-
 _EXAMPLES, _TOKENS = "examples/", "tokens/"
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedUnit:
-    """A unit as a plan has it."""
-
-    plan: str
-    unit: int
-    row_start: int
-    n_rows: int
-    n_examples: int
-    n_tokens: int
 
 
 @dataclass(slots=True)
@@ -50,7 +32,7 @@ class Planned:
     ----------
     units : unit -> what is planned
     blind : plans whose units cannot be told
-    ends : unit behind the last one, of each plan
+    ends : unit behind the last one, of each place
     stored : unit -> tokens that have a row, of units that were looked at
     """
 
@@ -63,7 +45,9 @@ class Planned:
 
 def check_units(inventory: Inventory, unit_rows: int) -> tuple[Planned, list[Finding]]:
     """Read what units there are: each once, each in its own rows."""
-    planned, findings = Planned(), []
+    places = {place.plan: place for place in inventory.all(PlanPlace)}
+    planned, findings = Planned(), _unfinished_places(inventory)
+    planned.ends = {place.first_unit + place.n_units for place in places.values()}
     for plan in inventory.all(PlanDocument):
         key = layout.units_table(plan.plan)
         content, wrong = _read(inventory, plan, layout.path_in_plan(key))
@@ -71,14 +55,11 @@ def check_units(inventory: Inventory, unit_rows: int) -> tuple[Planned, list[Fin
         if content is None:
             planned.blind.add(plan.plan)
             continue
-        names = ("plan", "unit", "row_start", "n_rows", "n_examples", "n_tokens")
-        table = pq.read_table(pa.BufferReader(content), columns=list(names))
-        units = [PlannedUnit(**{name: row[name] for name in names}) for row in table.to_pylist()]
-        problems = [problem for unit in units for problem in _place(unit, plan.plan, planned, unit_rows)]
+        units = [PlannedUnit(**row) for row in pq.read_table(pa.BufferReader(content)).to_pylist()]
+        problems = [problem for unit in units for problem in _misplaced(unit, plan.plan, planned, unit_rows)]
         findings += [Finding(key, Kind.DISAGREES, problem) for problem in problems]
         planned.units.update({unit.unit: unit for unit in units})
-        planned.ends.add(max((unit.unit + 1 for unit in units), default=0))
-        findings += _counts(plan, units)
+        findings += _counts(plan, units, places.get(plan.plan))
     planned.blind |= {key.split("/")[1] for key in inventory.lost("plan")}
     return planned, findings
 
@@ -89,26 +70,45 @@ def check_tables(
     """Check every table of every plan, and in depth those units that are chosen."""
     findings = _strangers(inventory)
     jobs = [(plan, paths) for plan in inventory.all(PlanDocument) for paths in _groups(plan.tables)]
+    units_of: dict[str, list[PlannedUnit]] = {}
+    for unit in planned.units.values():
+        if unit.unit in chosen:
+            units_of.setdefault(layout.examples_part(unit.plan, unit.part), []).append(unit)
 
     def check(job: tuple[PlanDocument, list[str]]) -> tuple[list[Finding], dict[int, int]]:
         plan, paths = job
         contents = [_read(inventory, plan, path) for path in paths]
         wrong = [finding for _, one in contents for finding in one]
         whole = [content for content, _ in contents if content is not None]
-        if len(whole) < 2 or len(paths) != 2:
+        if len(whole) < 2:
             return wrong, {}
-        examples, tokens = (pq.read_table(pa.BufferReader(content)) for content in whole)
-        problems, stored = _agree(examples, tokens, planned, chosen, digest)
         key = layout.in_plan(plan.plan, paths[0])
+        problems, stored = _parts(whole[0], whole[1], units_of.get(key, []), digest)
         return [*wrong, *(Finding(key, Kind.DISAGREES, problem) for problem in problems)], stored
 
-    for (plan, paths), (wrong, stored) in zip(jobs, readers.each(check, jobs), strict=True):
+    for (_, paths), (wrong, stored) in zip(jobs, readers.each(check, jobs), strict=True):
         findings += wrong
         planned.stored.update(stored)
         planned.n_tables += len(paths)
-        planned.n_tables += layout.path_in_plan(layout.units_table(plan.plan)) in paths
     planned.n_tables += len(inventory.all(PlanDocument))
     return findings
+
+
+def _parts(
+    examples: bytes, tokens: bytes, units: Iterable[PlannedUnit], digest: ExampleDigest
+) -> tuple[list[str], dict[int, int]]:
+    """Check units of one part. Return what is wrong, and each unit's tokens that have a row."""
+    problems: list[str] = []
+    stored: dict[int, int] = {}
+    files = [pq.ParquetFile(pa.BufferReader(content)) for content in (examples, tokens)]
+    for unit in units:
+        if any(unit.row_group >= file.num_row_groups for file in files):
+            problems.append(f"has no row group {unit.row_group} for unit {unit.unit}")
+            continue
+        own_examples, own_tokens = (file.read_row_group(unit.row_group) for file in files)
+        found, stored[unit.unit] = check_unit(unit, own_examples, own_tokens, digest)
+        problems += found
+    return problems, stored
 
 
 def _groups(paths: Iterable[str]) -> list[list[str]]:
@@ -140,7 +140,7 @@ def _read(inventory: Inventory, plan: PlanDocument, path: str) -> tuple[bytes | 
     return content, []
 
 
-def _place(unit: PlannedUnit, plan: str, planned: Planned, unit_rows: int) -> list[str]:
+def _misplaced(unit: PlannedUnit, plan: str, planned: Planned, unit_rows: int) -> list[str]:
     other = planned.units.get(unit.unit)
     problems = [f"has unit {unit.unit}, which {other.plan} has too"] if other else []
     if unit.plan != plan:
@@ -150,12 +150,30 @@ def _place(unit: PlannedUnit, plan: str, planned: Planned, unit_rows: int) -> li
     return problems
 
 
-def _counts(plan: PlanDocument, units: list[PlannedUnit]) -> list[Finding]:
-    counts = plan.counts
+def _counts(plan: PlanDocument, units: list[PlannedUnit], place: PlanPlace | None) -> list[Finding]:
+    """Compare a plan's counts and its place with its units."""
+    counts, findings = plan.counts, []
     found = (len(units), *(sum(getattr(unit, name) for unit in units) for name in ("n_rows", "n_examples", "n_tokens")))
-    if found == (counts.units, counts.rows, counts.examples, counts.tokens):
-        return []
-    return [Finding(layout.plan_document(plan.plan), Kind.DISAGREES, "counts other than its table of units")]
+    if found != (counts.units, counts.rows, counts.examples, counts.tokens):
+        key = layout.plan_document(plan.plan)
+        findings.append(Finding(key, Kind.DISAGREES, "counts other than its table of units"))
+    if place is None:
+        problem = f"is missing, the place of {plan.plan}, and there is no good copy: bring one from a backup"
+        findings.append(Finding(layout.place(plan.place), Kind.MISSING, problem))
+    elif [unit.unit for unit in units] != list(range(place.first_unit, place.first_unit + place.n_units)):
+        problem = f"reserves other units than {plan.plan} has"
+        findings.append(Finding(layout.place(place.number), Kind.DISAGREES, problem))
+    return findings
+
+
+def _unfinished_places(inventory: Inventory) -> list[Finding]:
+    plans = {plan.plan for plan in inventory.all(PlanDocument)} | {key.split("/")[1] for key in inventory.lost("plan")}
+    wanted = {receipt.plan for receipt in inventory.all(Receipt)}
+    return [
+        _unfinished(layout.place(place.number), place.plan, place.plan in wanted)
+        for place in inventory.all(PlanPlace)
+        if place.plan not in plans
+    ]
 
 
 def _strangers(inventory: Inventory) -> list[Finding]:
@@ -176,93 +194,7 @@ def _strangers(inventory: Inventory) -> list[Finding]:
 
 def _unfinished(key: str, plan: str, is_wanted: bool) -> Finding:
     if is_wanted:
-        problem = f"is a table of a plan whose {layout.plan_document(plan)} is lost: bring it from a backup"
+        problem = f"is of a plan whose {layout.plan_document(plan)} is lost: bring it from a backup"
         return Finding(key, Kind.ORPHAN, problem)
-    problem = "is a table of a plan that is not finished: extracting the same corpus again settles it"
+    problem = "is of a plan that was not finished, as an interrupted run leaves it; extracting again settles it"
     return Finding(key, Kind.ORPHAN, problem, Action.REMOVE)
-
-
-def _agree(
-    examples: pa.Table, tokens: pa.Table, planned: Planned, chosen: Collection[int], digest: ExampleDigest
-) -> tuple[list[str], dict[int, int]]:
-    """Compare the examples and tokens of some units. Return what is wrong, and each unit's tokens that have a row."""
-    ordinals = examples["example"].to_numpy()
-    of_token = tokens["example"].to_numpy()
-    starts = np.searchsorted(of_token, ordinals, side="left")
-    stops = np.searchsorted(of_token, ordinals, side="right")
-    rows = tokens["row"].combine_chunks().fill_null(-1).to_numpy(zero_copy_only=False)
-    columns = _Columns(examples, tokens, digest)
-    problems: list[str] = []
-    stored: dict[int, int] = {}
-    if int((stops - starts).sum()) != len(of_token) or (np.diff(of_token) < 0).any():
-        problems.append("does not have the examples of its tokens")
-    units = examples["unit"].to_numpy()
-    for unit in sorted({*units.tolist()} & set(chosen)):
-        members = np.flatnonzero(units == unit)
-        spans = [(int(starts[member]), int(stops[member])) for member in members]
-        own = np.concatenate([rows[first:last] for first, last in spans])
-        own = own[own >= 0]
-        stored[unit] = len(own)
-        problems += _unit(planned.units.get(unit), unit, len(members), sum(last - first for first, last in spans), own)
-        problems += [
-            problem for member, span in zip(members, spans, strict=True) for problem in columns.example(int(member), *span)
-        ]
-    return problems, stored
-
-
-def _unit(
-    unit: PlannedUnit | None, number: int, n_examples: int, n_tokens: int, rows: npt.NDArray[np.int64]
-) -> list[str]:
-    if unit is None:
-        return [f"has unit {number}, which is not planned"]
-    problems = []
-    if (n_examples, n_tokens) != (unit.n_examples, unit.n_tokens):
-        problems.append(f"has {n_examples} examples and {n_tokens} tokens of unit {number}, planned are others")
-    if not np.array_equal(np.unique(rows), np.arange(unit.row_start, unit.row_start + unit.n_rows)):
-        problems.append(f"leaves out rows of unit {number}, or has others")
-    return problems
-
-
-class _Columns:
-    """The columns of a file of examples and of their tokens, as `digest` and checks need them."""
-
-    def __init__(self, examples: pa.Table, tokens: pa.Table, digest: ExampleDigest) -> None:
-        known = set(EXAMPLES.names)
-        further = [field.name for field in examples.schema if field.name not in known]
-        self._known = examples.select(EXAMPLES.names).to_pylist()
-        # Numbers that are not whole and nested values may have come from others of the same meaning: 1 and 1.0.
-        plain = all(_is_plain(examples.schema.field(name).type) for name in further)
-        self._further = examples.select(further).to_pylist() if plain and further else [{}] * examples.num_rows
-        self._digest = digest if plain else None
-        self._positions = tokens["position"].to_numpy()
-        self._to_decision = tokens["to_decision"].to_numpy()
-        self._token_ids = tokens["token_id"].to_numpy().astype(np.int32)
-        self._segments = _segments(tokens["segment"])
-
-    def example(self, index: int, first: int, last: int) -> list[str]:
-        """Return what is wrong with an example, whose tokens are [first, last)."""
-        known = self._known[index]
-        name, n_tokens, decision = known["id"], known["n_tokens"], known["decision"]
-        if last - first != n_tokens or not 0 <= decision < n_tokens:
-            return [f"has {last - first} tokens of {name!r}, its row says {n_tokens}, decision at {decision}"]
-        positions = np.arange(n_tokens)
-        if not np.array_equal(self._positions[first:last], positions):
-            return [f"has the tokens of {name!r} out of order"]
-        if not np.array_equal(self._to_decision[first:last], positions - decision):
-            return [f"has another decision position of {name!r} than its tokens"]
-        if self._digest is None:
-            return []
-        own = self._digest(known, self._further[index], self._token_ids[first:last], self._segments[first:last])
-        return [] if own == known["digest"] else [f"has another digest of {name!r} than its text and tokens"]
-
-
-def _is_plain(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind))
-
-
-def _segments(column: pa.ChunkedArray) -> npt.NDArray[np.uint8]:
-    """Return segments as indices into `SEGMENTS`."""
-    whole = pa.concat_arrays(column.unify_dictionaries().chunks) if column.num_chunks != 1 else column.chunk(0)
-    names = [segment.value for segment in SEGMENTS]
-    codes = np.array([names.index(name) for name in whole.dictionary.to_pylist()], dtype=np.uint8)
-    return codes[whole.indices.to_numpy(zero_copy_only=False)]
