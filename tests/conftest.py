@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import servers
 from hypothesis import settings
 from servers import Storage
+
+if TYPE_CHECKING:
+    from whole_store import Case
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -51,6 +55,14 @@ def tiny_model(smollm2: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def whole(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """Two captures over several units, two probes with scores, cliffs and a selection each. Tests copy it."""
+    from whole_store import build_case
+
+    return build_case(tiny_model, tmp_path_factory.mktemp("whole"))
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,9 @@
 """Repairing what `verify` finds, in the order in which one thing depends on another.
 
 First documents from their copies, the metadata of arrays, and tables of plans, until they agree: they say what
-everything else must be. Then leftovers go, and what is condemned (a receipt, then its shards, so that vectors are never
-visible without having been checked) is extracted, scored, ranked and chosen again, no more than that. In the end
-everything is verified once more. Each step leaves the store readable; an interrupted repair is run again.
+everything else must be. Then leftovers go, and what is condemned loses its receipt, so that nobody sees it, and is
+extracted, scored, ranked and chosen again, no more than that. In the end everything is verified once more. Each step
+leaves the store readable; an interrupted repair is run again.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import ParamSpec
 
 from cliffstore.analyze.cliff import rank_cliffs
 from cliffstore.analyze.score import score_units
-from cliffstore.errors import CliffstoreError, InterruptedRunError, ProbeError
+from cliffstore.errors import CliffstoreError, CorpusError, InterruptedRunError, ProbeError
 from cliffstore.publish.selection import select_examples
 from cliffstore.run.origins import Origins, extraction_of, scoring_of, tables_again
 from cliffstore.run.places import units_placed
 from cliffstore.run.progress import Reporter
 from cliffstore.run.stages import run_extraction
 from cliffstore.run.verification import verify
-from cliffstore.schema import CaptureDocument, CliffsDocument, PlanDocument, SelectionDocument
+from cliffstore.schema import CliffsDocument, PlanDocument, SelectionDocument
 from cliffstore.store import documents, layout, receipts
 from cliffstore.store.catalog import Catalog
 from cliffstore.store.checks.findings import Action, Finding
@@ -31,7 +31,6 @@ from cliffstore.store.plans import put_tables
 from cliffstore.store.probes import read_probe
 from cliffstore.store.reader import StoreReader
 from cliffstore.store.verify import VerifyReport
-from cliffstore.store.writer import capture_specs
 
 P = ParamSpec("P")
 
@@ -139,7 +138,8 @@ class _Repair:
         for finding in findings:
             self.objects.put(finding.key, expected[finding.key])
 
-    def _plan(self, plan: str, findings: Sequence[Finding]) -> str | None:
+    def _plan(self, plan: str, findings: Sequence[Finding]) -> None:
+        """Make tables again, and put back those that come out as they were."""
         document = documents.read(self.objects, PlanDocument, layout.plan_document(plan))
         wanted = [layout.path_in_plan(finding.key) for finding in findings]
         with tables_again(self._reader(), document, self.origins, self.reporter) as planned:
@@ -147,11 +147,14 @@ class _Repair:
             equal = [path for path in wanted if made.get(path) == document.tables.get(path)]
             assert planned.tables is not None
             put_tables(self.objects, plan, planned.tables, equal)
-        unequal = len(wanted) - len(equal)
-        return f"{unequal} came out otherwise and stay as they are" if unequal else None
+        if len(equal) < len(wanted):
+            raise CorpusError(
+                f"{len(wanted) - len(equal)} came out otherwise and stay as they are: files of the corpus must have "
+                "the names that they had, and cliffstore the version"
+            )
 
     def _remove(self, key: str) -> None:
-        self.objects.delete(key)
+        documents.delete(self.objects, key)
 
     def _rebuild(self, findings: Sequence[Finding]) -> None:
         """Remove what belongs to nothing, and make again what is condemned."""
@@ -174,13 +177,9 @@ class _Repair:
         capture = next(one for one in self._reader().captures() if one.capture == name)
         config = extraction_of(self.objects, capture, self.origins, self.reporter)
         for unit in sorted(units):
-            self._condemn(capture, unit)
+            # Shards stay until they are replaced: should this end early, they tell that the unit is to be extracted.
+            self.objects.delete(layout.receipt(name, unit))
         run_extraction(config, self.reporter, units)
-
-    def _condemn(self, capture: CaptureDocument, unit: int) -> None:
-        self.objects.delete(layout.receipt(capture.capture, unit))
-        for spec in capture_specs(capture):
-            self.objects.delete(layout.shard(spec.key, unit, 1 + len(spec.row_shape)))
 
     def _score(self, name: str, units: set[int]) -> None:
         """Score units again: from their vectors where those are stored, otherwise by running the model."""
@@ -189,7 +188,6 @@ class _Repair:
         config = scoring_of(self.objects, probe, self.origins, self.reporter) if live else None
         for unit in sorted(units):
             self.objects.delete(layout.scores_receipt(name, unit))
-            self.objects.delete(layout.scores_table(name, unit))
         if stored := units - live:
             score_units(
                 self._reader(), name, lambda total: self.reporter.begin("score", total), self.reporter.advance, stored

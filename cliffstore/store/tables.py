@@ -39,8 +39,12 @@ def write(objects: ObjectStore, key: str, table: pa.Table, provenance: Mapping[s
 
 
 def read(objects: ObjectStore, key: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read one Parquet object."""
-    return pq.read_table(pa.BufferReader(objects.get(key)), columns=list(columns) if columns else None)
+    """Read one Parquet object. Raises `DamagedStoreError` where it is none, FileNotFoundError where it is not."""
+    content = objects.get(key)
+    try:
+        return pq.read_table(pa.BufferReader(content), columns=list(columns) if columns else None)
+    except (pa.ArrowException, OSError) as error:
+        raise damaged(key, f"cannot be read ({str(error).splitlines()[0][:200]})") from None
 
 
 def read_row_group(objects: ObjectStore, key: str, row_group: int, columns: Sequence[str] | None = None) -> pa.Table:
@@ -60,8 +64,12 @@ def read_row_group(objects: ObjectStore, key: str, row_group: int, columns: Sequ
 
 
 def schema_of(objects: ObjectStore, key: str) -> pa.Schema:
-    """Return the schema of one Parquet object, without its provenance."""
-    return pq.read_schema(pa.BufferReader(objects.get(key))).remove_metadata()
+    """Return the schema of one Parquet object, without its provenance. Errors as for `read`."""
+    content = objects.get(key)
+    try:
+        return pq.read_schema(pa.BufferReader(content)).remove_metadata()
+    except (pa.ArrowException, OSError) as error:
+        raise damaged(key, f"cannot be read ({str(error).splitlines()[0][:200]})") from None
 
 
 def dataset(objects: ObjectStore, keys: Sequence[str], schema: pa.Schema) -> ds.Dataset:

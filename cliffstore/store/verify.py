@@ -80,12 +80,11 @@ def verify_store(
         manifest = inventory.documents.get(layout.MANIFEST)
         if not isinstance(manifest, Manifest):
             return VerifyReport(documents=inventory.n_documents, findings=_in_order(findings))
-        unit_rows = manifest.chunking.unit_rows
-        planned, wrong = plans.check_units(inventory, unit_rows)
+        planned, wrong = plans.check_units(inventory, manifest.chunking.unit_rows)
         findings += wrong
         chosen = set() if only_documents else sample.choose(planned.units) if sample else set(planned.units)
         findings += plans.check_tables(inventory, planned, chosen, digest, readers)
-        readable, wrong = vectors.check_metadata(inventory, planned, manifest.chunking)
+        readable, wrong = vectors.check_metadata(inventory, planned, manifest.chunking, readers)
         findings += wrong
         receipts, wrong = vectors.check_receipts(inventory, planned)
         findings += [*wrong, *vectors.check_shards(inventory, planned)]
@@ -94,23 +93,29 @@ def verify_store(
         if not only_documents:
             begin(len(read))
             n_shards, wrong = vectors.check_vectors(
-                inventory, read, open_arrays(objects), readable, unit_rows, readers, lambda: advance("")
+                inventory, read, open_arrays(objects), readable, manifest.chunking, readers, lambda: advance("")
             )
             findings += wrong
             n_scores, wrong = derived.check_scores(inventory, planned, chosen, readers)
             findings += [*wrong, *derived.check_cliffs(inventory), *derived.check_selections(inventory)]
-    n_planned = len(planned.units) * len(inventory.all(CaptureDocument))
     return VerifyReport(
         documents=inventory.n_documents,
         tables=planned.n_tables,
         arrays=n_shards,
         units=len(read),
         units_unread=len(receipts) - len(read),
-        units_missing=n_planned - len(inventory.of_kind("receipt")),
+        units_missing=_count_missing(inventory, planned),
         scores=n_scores,
         seed=sample.seed if sample else None,
         findings=_in_order(_settle(finding, inventory, planned) for finding in findings),
     )
+
+
+def _count_missing(inventory: Inventory, planned: Planned) -> int:
+    """Return how many units are planned and not extracted, over all captures."""
+    there = set(inventory.of_kind("receipt"))
+    captures = [capture.capture for capture in inventory.all(CaptureDocument)]
+    return sum(layout.receipt(capture, unit) not in there for capture in captures for unit in planned.units)
 
 
 def _settle(finding: Finding, inventory: Inventory, planned: Planned) -> Finding:
@@ -126,8 +131,9 @@ def _settle(finding: Finding, inventory: Inventory, planned: Planned) -> Finding
     if finding.unit is not None and finding.unit not in planned.units:
         return replace(finding, action=Action.NONE if planned.blind else Action.REMOVE)
     if finding.target not in there:
-        lost = inventory.lost("capture" if finding.action is Action.EXTRACT else "probe")
-        return replace(finding, action=Action.NONE if lost else Action.REMOVE)
+        # A receipt, however damaged, tells that there was a capture, whose vectors are then no leftovers.
+        keep = finding.action is Action.EXTRACT or inventory.lost("probe")
+        return replace(finding, action=Action.NONE if keep else Action.REMOVE)
     return finding
 
 

@@ -14,7 +14,7 @@ class Kind(StrEnum):
     DISAGREES = "disagrees"
     """Whole by itself, but not what other objects say of it: forged, swapped, or of an older state."""
     ORPHAN = "orphan"
-    """Belongs to nothing, as what an interrupted run leaves."""
+    """Belongs to nothing, as what an interrupted run leaves, or one that is at work."""
     UNKNOWN = "unknown"
     """Nothing that cliffstore writes."""
 

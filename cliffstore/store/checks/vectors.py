@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+
+import numpy as np
 
 from cliffstore.errors import DamagedStoreError
 from cliffstore.schema import CaptureDocument, Chunking, Receipt, UnitError
@@ -14,7 +17,11 @@ from cliffstore.store.checks.findings import Action, Finding, Kind
 from cliffstore.store.checks.inventory import Inventory
 from cliffstore.store.checks.plans import Planned
 from cliffstore.store.checks.readers import Readers
-from cliffstore.store.writer import capture_specs, rows_digest
+from cliffstore.store.objects import ObjectStore
+from cliffstore.store.writer import capture_specs
+
+_READ_BYTES = 64 << 20
+"""Vectors that one thread has in memory: a shard of a capture with few arrays may be as large as a unit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,20 +50,26 @@ def expected_metadata(captures: list[CaptureDocument], n_units: int, chunking: C
     return expected
 
 
-def check_metadata(inventory: Inventory, planned: Planned, chunking: Chunking) -> tuple[set[str], list[Finding]]:
+def check_metadata(
+    inventory: Inventory, planned: Planned, chunking: Chunking, readers: Readers
+) -> tuple[set[str], list[Finding]]:
     """Compare the metadata of arrays and groups. Return the keys of arrays that can be read, and what is wrong."""
     captures = inventory.all(CaptureDocument)
     expected = expected_metadata(captures, max(planned.ends, default=0), chunking)
     lengths = {end * chunking.unit_rows for end in planned.ends}
     found = set(inventory.of_kind("metadata"))
-    findings = []
-    for key, content in sorted(expected.items()):
+
+    def check(key: str) -> Finding | None:
         if key not in found:
-            findings.append(Finding(key, Kind.MISSING, "is missing", Action.METADATA))
-        elif not _describes(inventory.objects.get(key), content, lengths):
-            problem = "is not the metadata that its capture asks for"
-            findings.append(Finding(key, Kind.DAMAGED, problem, Action.METADATA))
-    findings += _strange_arrays(inventory, found - set(expected))
+            return Finding(key, Kind.MISSING, "is missing", Action.METADATA)
+        if _describes(inventory.objects.get(key), expected[key], lengths):
+            return None
+        return Finding(key, Kind.DAMAGED, "is not the metadata that its capture asks for", Action.METADATA)
+
+    findings = [finding for finding in readers.each(check, sorted(expected)) if finding is not None]
+    if not _is_vouched(inventory):
+        strange = sorted(found - set(expected))
+        findings += [_leftover(key, "describes an array that no capture has") for key in strange]
     wrong = {finding.key for finding in findings}
     arrays = {spec.key for capture in captures for spec in capture_specs(capture)}
     return {key for key in arrays if layout.metadata(key) not in wrong}, findings
@@ -121,7 +134,7 @@ def check_shards(inventory: Inventory, planned: Planned) -> list[Finding]:
     """Find shards that no receipt vouches for."""
     owner = {spec.key: capture for capture in inventory.all(CaptureDocument) for spec in capture_specs(capture)}
     receipts = set(inventory.of_kind("receipt"))
-    vouched = bool(inventory.lost("capture")) or _has_strange_receipts(inventory)
+    is_vouched = _is_vouched(inventory)
     begun: dict[tuple[str, int], int] = {}
     findings = []
     for key in inventory.of_kind("shard"):
@@ -129,7 +142,8 @@ def check_shards(inventory: Inventory, planned: Planned) -> list[Finding]:
         assert place is not None
         array, unit = place
         if array not in owner:
-            findings.append(_strange(key, "is a shard of an array that no capture has", vouched))
+            if not is_vouched:
+                findings.append(_leftover(key, "is a shard of an array that no capture has"))
         elif layout.receipt(owner[array].capture, unit) in receipts:
             continue
         elif unit in planned.units:
@@ -138,8 +152,8 @@ def check_shards(inventory: Inventory, planned: Planned) -> list[Finding]:
             findings.append(Finding(key, Kind.ORPHAN, "is a shard of a unit that is not planned", Action.REMOVE))
     for (capture, unit), n_shards in sorted(begun.items()):
         problem = (
-            f"is missing, but {n_shards} shards of its unit are there, as an interrupted run leaves them; extracting "
-            "again settles it"
+            f"is missing, but {n_shards} shards of its unit are there, as a run leaves them that was interrupted or is "
+            "at work; extracting again settles it"
         )
         key = layout.receipt(capture, unit)
         findings.append(Finding(key, Kind.ORPHAN, problem, Action.EXTRACT, capture, unit))
@@ -151,7 +165,7 @@ def check_vectors(
     receipts: list[Receipt],
     arrays: ArrayIO,
     readable: Collection[str],
-    unit_rows: int,
+    chunking: Chunking,
     readers: Readers,
     advance: Callable[[], None],
 ) -> tuple[int, list[Finding]]:
@@ -160,7 +174,6 @@ def check_vectors(
     A whole shard is read, so that every chunk of it is decoded; behind the unit's last row there must be zeros.
     """
     captures = {capture.capture: capture for capture in inventory.all(CaptureDocument)}
-    there = set(inventory.of_kind("shard"))
 
     def jobs() -> Iterator[_Shard]:
         for receipt in receipts:
@@ -169,7 +182,7 @@ def check_vectors(
                 yield _Shard(spec, receipt, number + 1 == len(specs))
 
     def check(shard: _Shard) -> tuple[bool, Finding | None]:
-        return shard.is_last, _shard(shard, shard.key in there, arrays, unit_rows)
+        return shard.is_last, _shard(shard, inventory.objects, arrays, chunking)
 
     n_shards, findings = 0, []
     for is_last, finding in readers.each(check, jobs()):
@@ -181,40 +194,45 @@ def check_vectors(
     return n_shards, findings
 
 
-def _shard(shard: _Shard, is_there: bool, arrays: ArrayIO, unit_rows: int) -> Finding | None:
-    receipt = shard.receipt
-    vouched = f"{documents.key_of(receipt)} vouches for it"
+def _shard(shard: _Shard, objects: ObjectStore, arrays: ArrayIO, chunking: Chunking) -> Finding | None:
+    receipt, key = shard.receipt, documents.key_of(shard.receipt)
 
     def finding(kind: Kind, problem: str) -> Finding:
         return Finding(shard.key, kind, problem, Action.EXTRACT, receipt.capture, receipt.unit)
 
-    if not is_there:
-        return finding(Kind.MISSING, f"is missing; {vouched}")
     try:
-        rows = arrays.read_range(shard.spec.key, receipt.row_start, receipt.row_start + unit_rows)
+        digest, is_clean = _digest(shard, arrays, chunking)
     except (DamagedStoreError, FileNotFoundError, IndexError) as error:
-        return finding(Kind.DAMAGED, f"cannot be read ({error}); {vouched}")
-    if rows_digest(rows[: receipt.n_rows]) != receipt.digests[shard.spec.name]:
-        return finding(Kind.DISAGREES, f"differs from its digest in {documents.key_of(receipt)}")
-    if rows[receipt.n_rows :].any():
-        return finding(Kind.DISAGREES, f"has vectors behind the last row of its unit; {vouched}")
-    return None
+        if not objects.exists(shard.key):
+            return finding(Kind.MISSING, f"is missing; {key} vouches for it")
+        return finding(Kind.DAMAGED, f"cannot be read ({error}); {key} vouches for it")
+    if digest != receipt.digests[shard.spec.name]:
+        return finding(Kind.DISAGREES, f"differs from its digest in {key}")
+    return None if is_clean else finding(Kind.DISAGREES, f"has vectors behind the last row of its unit; {key}")
 
 
-def _strange_arrays(inventory: Inventory, keys: set[str]) -> list[Finding]:
-    vouched = bool(inventory.lost("capture")) or _has_strange_receipts(inventory)
-    return [_strange(key, "describes an array that no capture has", vouched) for key in sorted(keys)]
+def _digest(shard: _Shard, arrays: ArrayIO, chunking: Chunking) -> tuple[str, bool]:
+    """Read a shard piece by piece. Return the digest of its unit's rows, and whether there is nothing behind them."""
+    step = max(_READ_BYTES // (shard.spec.bytes_per_row * chunking.chunk_rows), 1) * chunking.chunk_rows
+    first, n_rows = shard.receipt.row_start, shard.receipt.n_rows
+    digest, is_clean = hashlib.sha256(), True
+    for start in range(0, chunking.unit_rows, step):
+        stop = min(start + step, chunking.unit_rows)
+        rows = arrays.read_range(shard.spec.key, first + start, first + stop)
+        own = rows[: max(n_rows - start, 0)]
+        digest.update(np.ascontiguousarray(own).data)
+        is_clean = is_clean and not rows[len(own) :].any()
+    return digest.hexdigest(), is_clean
 
 
-def _has_strange_receipts(inventory: Inventory) -> bool:
-    """Return whether receipts speak of captures that are not there, whose arrays must not be taken for leftovers."""
+def _is_vouched(inventory: Inventory) -> bool:
+    """Return whether a capture's document is lost whose arrays must not be taken for leftovers: receipts tell of it."""
     known = {capture.capture for capture in inventory.all(CaptureDocument)}
-    return any(key.split("/")[1] not in known for key in inventory.of_kind("receipt"))
+    return bool(inventory.lost("capture")) or any(
+        key.split("/")[1] not in known for key in inventory.of_kind("receipt")
+    )
 
 
-def _strange(key: str, problem: str, vouched: bool) -> Finding:
-    if vouched:
-        text = f"{problem}, but there are receipts of a capture whose document is lost: bring it from a backup"
-        return Finding(key, Kind.ORPHAN, text)
+def _leftover(key: str, problem: str) -> Finding:
     text = f"{problem}, as an interrupted run leaves it; extracting again settles it"
     return Finding(key, Kind.ORPHAN, text, Action.REMOVE)
