@@ -23,4 +23,4 @@ def test_verify_finds_swapped_shard(built: Built, tmp_path: Path) -> None:
     shutil.copy(layers / "0" / "c" / "0" / "0", layers / "1" / "c" / "0" / "0")
     result = run_cli("verify", str(store), "--json")
     assert result.code == 1
-    assert [one["key"] for one in result.json["findings"]] == ["activations/main/resid_post/1 unit 0"]
+    assert [one["key"] for one in result.json["findings"]] == ["activations/main/resid_post/1/c/0/0"]
