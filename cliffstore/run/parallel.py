@@ -5,6 +5,7 @@ Processes are started by loky, which does not run the user's script again, and e
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -62,7 +63,5 @@ class BlockPool:
 
 def _without_torch() -> None:
     """Keep torch out of a process that only renders text: importing it takes most of its time and memory."""
-    import logging
-
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+    os.environ["TRANSFORMERS_VERBOSITY"] = "error"  # else it says that torch is missing

@@ -49,8 +49,6 @@ def _error(unit: int, attempt: int = 1, error: str = "out of memory") -> UnitErr
 def test_unit_is_read_back_from_every_key_of_a_unit(unit: int) -> None:
     for key in (
         layout.receipt(CAPTURE, unit),
-        layout.examples_table("plan-1", unit),
-        layout.tokens_table("plan-1", unit),
         layout.scores_table("refusal", unit),
         layout.scores_receipt("refusal", unit),
     ):
