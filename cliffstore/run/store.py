@@ -16,7 +16,9 @@ from cliffstore.config import check_name
 from cliffstore.errors import ProbeError
 from cliffstore.publish.export import ExportReport, export_selection
 from cliffstore.publish.selection import SelectionReport, select_examples
+from cliffstore.run.origins import Origins
 from cliffstore.run.progress import LineReporter, Reporter
+from cliffstore.run.repair import RepairReport, repair_store
 from cliffstore.run.verification import verify
 from cliffstore.schema import ProbeDocument
 from cliffstore.store import receipts
@@ -136,8 +138,21 @@ class Store:
         }
 
     def verify(self, sample: str | None = None, seed: int | None = None) -> VerifyReport:
-        """Check everything that is committed; see `cliffstore.run.verification.verify`."""
+        """Check everything that is there, or some units (`100`, `5%`) that a seed chooses."""
         return verify(self.reader.objects, self._reporter, sample=sample, seed=seed)
+
+    def repair(self, **origins: object) -> RepairReport:
+        """Repair what `verify` finds; nothing else may write to the store meanwhile.
+
+        A store that is too damaged to be opened is repaired by `cliffstore.run.repair.repair_store`.
+
+        Parameters
+        ----------
+        origins : fields of `Origins`: where models, adapters and corpora are, as tuples; how to compute
+        """
+        report = repair_store(self.reader.objects, Origins(**origins), self._reporter)  # type: ignore[arg-type]
+        self.refresh()
+        return report
 
     def fit_probe(self, name: str, *, replace: bool = False, **settings: object) -> ProbeDocument:
         """Fit a probe on every layer, choose one on validation, and keep it under `name`.

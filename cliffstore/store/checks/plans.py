@@ -33,7 +33,7 @@ class Planned:
     units : unit -> what is planned
     blind : plans whose units cannot be told
     ends : unit behind the last one, of each place
-    stored : unit -> tokens that have a row, of units that were looked at
+    stored : unit -> tokens that have a row, of units that were looked at and are right
     """
 
     units: dict[int, PlannedUnit] = field(default_factory=dict)
@@ -57,9 +57,13 @@ def check_units(inventory: Inventory, unit_rows: int) -> tuple[Planned, list[Fin
             continue
         units = [PlannedUnit(**row) for row in pq.read_table(pa.BufferReader(content)).to_pylist()]
         problems = [problem for unit in units for problem in _misplaced(unit, plan.plan, planned, unit_rows)]
-        findings += [Finding(key, Kind.DISAGREES, problem) for problem in problems]
-        planned.units.update({unit.unit: unit for unit in units})
-        findings += _counts(plan, units, places.get(plan.plan))
+        wrong = [Finding(key, Kind.DISAGREES, problem) for problem in problems]
+        wrong += _counts(plan, units, places.get(plan.plan))
+        findings += wrong
+        if wrong:
+            planned.blind.add(plan.plan)  # nothing is condemned by what contradicts itself
+        else:
+            planned.units.update({unit.unit: unit for unit in units})
     planned.blind |= {key.split("/")[1] for key in inventory.lost("plan")}
     return planned, findings
 
@@ -97,7 +101,7 @@ def check_tables(
 def _parts(
     examples: bytes, tokens: bytes, units: Iterable[PlannedUnit], digest: ExampleDigest
 ) -> tuple[list[str], dict[int, int]]:
-    """Check units of one part. Return what is wrong, and each unit's tokens that have a row."""
+    """Check units of one part. Return what is wrong, and the tokens that have a row of each unit that is right."""
     problems: list[str] = []
     stored: dict[int, int] = {}
     files = [pq.ParquetFile(pa.BufferReader(content)) for content in (examples, tokens)]
@@ -106,8 +110,10 @@ def _parts(
             problems.append(f"has no row group {unit.row_group} for unit {unit.unit}")
             continue
         own_examples, own_tokens = (file.read_row_group(unit.row_group) for file in files)
-        found, stored[unit.unit] = check_unit(unit, own_examples, own_tokens, digest)
+        found, n_stored = check_unit(unit, own_examples, own_tokens, digest)
         problems += found
+        if not found:
+            stored[unit.unit] = n_stored
     return problems, stored
 
 
