@@ -72,8 +72,9 @@ def verify(
     from cliffstore.run.verification import verify as verify_all
     from cliffstore.store.objects import ObjectStore
 
-    if repair and sample is not None:
-        raise ConfigError("--repair reads everything: leave --sample out")
+    _check_options(
+        repair, sample, seed, model=model, adapter=adapter, corpus=corpus, allow_nonfinite=allow_nonfinite or None
+    )
     objects, reporter = ObjectStore(store), choose_reporter()
     if not repair:
         report = verify_all(objects, reporter, sample=sample, seed=seed)
@@ -92,14 +93,30 @@ def verify(
         raise typer.Exit(1)
 
 
+def _check_options(repair: bool, sample: str | None, seed: int | None, **of_repair: object) -> None:
+    """Raise `ConfigError` where an option would have no effect."""
+    if repair and sample is not None:
+        raise ConfigError("--repair reads everything: leave --sample out")
+    if seed is not None and sample is None:
+        raise ConfigError("--seed chooses a sample: say how large it is with --sample")
+    idle = [name for name, value in of_repair.items() if value and not repair]
+    if idle:
+        raise ConfigError(f"--{idle[0].replace('_', '-')} is for repairing: add --repair, or leave it out")
+
+
 def _print(report: VerifyReport, json: bool) -> None:
     if json:
         print_json({**asdict(report), "findings": _plain(report.findings)})
         return
     print(_looked_at(report))
     _print_findings(report.findings)
-    n_found = len(report.findings)
-    print(f"{n_found} problems; `cliffstore verify STORE --repair` repairs" if n_found else "everything agrees")
+    from cliffstore.store.checks.findings import Action
+
+    n_found, n_repairable = len(report.findings), sum(one.action is not Action.NONE for one in report.findings)
+    if n_found:
+        print(f"{n_found} problems, of which `cliffstore verify STORE --repair` can repair {n_repairable}")
+    else:
+        print("everything agrees")
 
 
 def _print_repair(report: RepairReport, json: bool) -> None:

@@ -17,6 +17,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 StoreUrl = Annotated[str, typer.Argument(metavar="STORE", help="Path or URL of a store.")]
 
 _WIDEST_CELL = 60
+_WIDEST_LINE = 10_000
 
 
 def print_json(value: object) -> None:
@@ -43,11 +44,12 @@ def print_lines(facts: Mapping[str, object]) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, full: bool = False) -> None:
-    """Print rows as a table; long cells are cut on a terminal unless `full`."""
-    console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 200)
+    """Print rows as a table. Long cells are cut, unless `full`: then a terminal folds them, a file has long lines."""
+    elsewhere = _WIDEST_LINE if full else 200
+    console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else elsewhere)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        table.add_column(column, overflow="ellipsis", no_wrap=True)
+        table.add_column(column, overflow="fold" if full else "ellipsis", no_wrap=not full)
     for row in rows:
         table.add_row(*(Text(cell_text(cell, full=full)) for cell in row))
     console.print(table)

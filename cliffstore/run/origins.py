@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from cliffstore.config import ExtractConfig
 from cliffstore.errors import ConfigError, CorpusError, ModelError, StoreError
@@ -121,8 +122,9 @@ def _tokenizers(
     reader: StoreReader, origins: Origins, reporter: Reporter, failures: list[str]
 ) -> Iterator[tuple[str, ModelSource]]:
     """Yield models that may have the tokenizer of a store."""
-    named = [capture.model.name for capture in reader.captures()]
-    for name in dict.fromkeys([*origins.models, *named, reader.manifest.tokenizer.name]):
+    named = [one.model.name for one in reader.captures() if _can_be_found(one.model.name, one.model.revision)]
+    named += [name for name in (reader.manifest.tokenizer.name,) if _can_be_found(name, None)]
+    for name in dict.fromkeys([*origins.models, *named]):
         try:
             yield name, find_model(name, None, reporter.notice)
         except ModelError as error:
@@ -131,9 +133,14 @@ def _tokenizers(
 
 def _find(model: ModelIdentity, dtype: str, whose: str, origins: Origins, reporter: Reporter) -> _Found:
     """Look for a model by its identity. Raises `ModelError` where none of those that are named is it."""
-    wanted, failures = model_key(model, dtype), []
-    adapters = [*origins.adapters, model.adapter.name] if model.adapter else [None]
-    for name in dict.fromkeys([*origins.models, model.name]):
+    wanted = model_key(model, dtype)
+    failures: list[str] = []
+    adapters: list[str | None] = [None]
+    if model.adapter:
+        named = [model.adapter.name] if _can_be_found(model.adapter.name, None) else []
+        adapters = [*origins.adapters, *named]
+    named = [model.name] if _can_be_found(model.name, model.revision) else []
+    for name in dict.fromkeys([*origins.models, *named]):
         for adapter in dict.fromkeys(adapters):
             try:
                 source = find_model(name, model.revision, reporter.notice, adapter)
@@ -143,11 +150,16 @@ def _find(model: ModelIdentity, dtype: str, whose: str, origins: Origins, report
             if model_key(source.identity, dtype) == wanted:
                 return _Found(name, adapter, source)
             failures.append(f"model {name}{f' with {adapter}' if adapter else ''} is another one")
+    tried = f" ({'; '.join(failures)})" if failures else ""
     over = " and its adapter with --adapter" if model.adapter else ""
     raise ModelError(
-        f"{whose} needs the model {model.name}, which is not found ({'; '.join(failures)}): say where it is with "
-        f"--model{over}"
+        f"{whose} needs the model {model.name!r}, which is not found{tried}: say where it is with --model{over}"
     )
+
+
+def _can_be_found(name: str, revision: str | None) -> bool:
+    """Tell a name on the hub, or a folder that is there, from the last part of a path somewhere else."""
+    return revision is not None or "/" in name or Path(name).expanduser().exists()
 
 
 def _config(objects: ObjectStore, found: _Found, origins: Origins, dtype: str, alias: str) -> ExtractConfig:

@@ -96,8 +96,8 @@ class _Repair:
         for finding in findings:
             self.found.setdefault((finding.key, finding.problem), finding)
 
-    def _attempt(self, what: str, action: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
-        """Do something; what cannot be done is told, and the rest goes on."""
+    def _attempt(self, what: str, how: str, action: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Repair something; what cannot be repaired is told, and the rest goes on."""
         try:
             remark = action(*args, **kwargs)
         except InterruptedRunError:
@@ -107,7 +107,7 @@ class _Repair:
             self.reporter.notice(self.failed[what])
         else:
             self.failed.pop(what, None)
-            self.done.append(f"{what}{f' ({remark})' if remark else ''}")
+            self.done.append(f"{what}: {how}{f'; {remark}' if remark else ''}")
             self.reporter.stage(f"repair: {self.done[-1]}")
 
     def _groundwork(self) -> None:
@@ -118,11 +118,13 @@ class _Repair:
             todo = [one for one in findings if one.action in _GROUNDWORK]
             n_done = len(self.done)
             for finding in _of(todo, Action.RESTORE):
-                self._attempt(f"{finding.key} copied from {finding.target}", self._restore, finding)
+                self._attempt(finding.key, f"copied from {finding.target}", self._restore, finding)
             if metadata := _of(todo, Action.METADATA):
-                self._attempt(f"metadata of {len(metadata)} arrays and groups", self._describe, metadata)
+                self._attempt(
+                    f"metadata of {len(metadata)} arrays and groups", "written again", self._describe, metadata
+                )
             for plan, own in _by_target(_of(todo, Action.PLAN)).items():
-                self._attempt(f"{len(own)} tables of {plan}", self._plan, plan, own)
+                self._attempt(f"{len(own)} tables of {plan}", "made again", self._plan, plan, own)
             if len(self.done) == n_done:
                 return
 
@@ -160,17 +162,17 @@ class _Repair:
         """Remove what belongs to nothing, and make again what is condemned."""
         leftovers = sorted(_of(findings, Action.REMOVE), key=lambda one: layout.kind_of(one.key) != "receipt")
         for finding in leftovers:
-            self._attempt(f"{finding.key} removed", self._remove, finding.key)
+            self._attempt(finding.key, "removed", self._remove, finding.key)
         for capture, own in _by_target(_of(findings, Action.EXTRACT)).items():
             units = _units(own)
-            self._attempt(f"{_count(units)} of {capture} extracted", self._extract, capture, units)
+            self._attempt(f"{_count(units)} of {capture}", "extracted again", self._extract, capture, units)
         for probe, own in _by_target(_of(findings, Action.SCORE)).items():
             units = _units(own)
-            self._attempt(f"{_count(units)} scored with {probe}", self._score, probe, units)
+            self._attempt(f"{_count(units)} of probe {probe}", "scored again", self._score, probe, units)
         for probe in _by_target(_of(findings, Action.RANK)):
-            self._attempt(f"cliffs of {probe} ranked", self._rank, probe)
+            self._attempt(f"cliffs of {probe}", "ranked again", self._rank, probe)
         for name in _by_target(_of(findings, Action.SELECT)):
-            self._attempt(f"selection {name} chosen", self._select, name)
+            self._attempt(f"selection {name}", "chosen again", self._select, name)
 
     def _extract(self, name: str, units: set[int]) -> None:
         """Extract units again. Nothing is removed before the model is found."""
@@ -231,7 +233,7 @@ class _Repair:
 
 
 def _remark(is_equal: bool) -> str | None:
-    return None if is_equal else "it differs from the one before: what it is made of has changed since"
+    return None if is_equal else "other than before, since what it is made of has changed"
 
 
 def _of(findings: Sequence[Finding], action: Action) -> list[Finding]:

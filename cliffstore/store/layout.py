@@ -21,14 +21,14 @@ _FOREIGN_TEMPORARIES = (".__lock", ".partial")
 """Ends of the names of such files of tensorstore and zarr-python."""
 
 KINDS: dict[str, str] = {
+    "shard": r"activations/[^/]+/[^/]+/\d+/c/\d+(?:/0)+",
+    "receipt": r"receipts/[^/]+/unit-\d+\.json",
     "manifest": r"manifest\.json",
     "place": r"plans/order/\d+\.json",
     "plan": r"plans/[^/]+/plan\.json",
     "plan_table": r"plans/[^/]+/(?:units|skipped|(?:examples|tokens)/[^/]+)\.parquet",
     "capture": r"captures/[^/]+/[^/]+\.json",
     "metadata": r"(?:activations(?:/[^/]+){0,3}/)?zarr\.json",
-    "shard": r"activations/[^/]+/[^/]+/\d+/c/\d+(?:/0)+",
-    "receipt": r"receipts/[^/]+/unit-\d+\.json",
     "unit_error": r"receipts/[^/]+/unit-\d+\.error\.json",
     "probe": r"probes/[^/]+/probe\.json",
     "weights": r"probes/[^/]+/probe\.safetensors",
@@ -40,7 +40,8 @@ KINDS: dict[str, str] = {
     "selection": r"selections/[^/]+\.json",
     "selection_table": r"selections/[^/]+\.parquet",
 }
-"""Every kind of object that a store holds, and its keys. JSON documents are called as in `schema.DOCUMENTS`."""
+"""Every kind of object that a store holds, and its keys; those first of which there are most. JSON documents are called
+as in `schema.DOCUMENTS`."""
 COPIED = ("manifest", "place", "plan", "capture", "probe", "weights", "cliffs", "selection")
 """Kinds from which nothing else could be made again: their bytes are kept a second time below `copies/`."""
 

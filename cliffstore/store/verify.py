@@ -72,7 +72,7 @@ def verify_store(
     """
     try:
         if read_manifest(objects) is None:
-            raise StoreError(f"there is no store at {objects.url}")
+            raise StoreError(f"there is no store at {objects.url}: give the path or URL of one")
     except DamagedStoreError:
         pass  # it is among the findings
     with Readers() as readers:

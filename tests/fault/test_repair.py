@@ -272,7 +272,7 @@ def test_scores_without_vectors_are_scored_by_the_model(whole: Case, tmp_path: P
     flip(objects, layout.scores_table(PROBE, 1))
     objects.delete(layout.scores_receipt(PROBE, 2))
     report = repaired(objects, whole)
-    assert report.done == (f"2 units scored with {PROBE}",)
+    assert report.done == (f"2 units of probe {PROBE}: scored again",)
     assert set(contents_of(objects)) == set(before)
     assert ok("sql", live, "SELECT count(*) AS n FROM scores", "--json").json == ok(
         "sql", whole.store, f"SELECT count(*) AS n FROM scores WHERE probe = '{PROBE}'", "--json"

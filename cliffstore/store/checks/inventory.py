@@ -91,11 +91,12 @@ def take_inventory(objects: ObjectStore, readers: Readers) -> tuple[Inventory, l
         return key, found.document, _pair(key, str(kind), original, copy)
 
     believed: dict[str, Document] = {}
-    for key, document, wrong in readers.each(judge, _documents_of(kinds, copied)):
+    keys = _documents_of(kinds, copied)
+    for key, document, wrong in readers.each(judge, keys):
         findings += wrong
         if document is not None:
             believed[key] = document
-    inventory = Inventory(objects, there, kinds, believed, len(believed) + len(copied))
+    inventory = Inventory(objects, there, kinds, believed, len(keys) + len(copied))
     weights = sorted({*kinds.get("weights", ()), *(key for key in copied if layout.kind_of(key) == "weights")})
     for key in weights:
         findings += _weights(inventory, key, key in there, key in copied)

@@ -205,7 +205,8 @@ def _shard(shard: _Shard, objects: ObjectStore, arrays: ArrayIO, chunking: Chunk
     except (DamagedStoreError, FileNotFoundError, IndexError) as error:
         if not objects.exists(shard.key):
             return finding(Kind.MISSING, f"is missing; {key} vouches for it")
-        return finding(Kind.DAMAGED, f"cannot be read ({error}); {key} vouches for it")
+        reason = str(error).rsplit(": ", 1)[-1][:120]
+        return finding(Kind.DAMAGED, f"cannot be read ({reason}); {key} vouches for it")
     if digest != receipt.digests[shard.spec.name]:
         return finding(Kind.DISAGREES, f"differs from its digest in {key}")
     return None if is_clean else finding(Kind.DISAGREES, f"has vectors behind the last row of its unit; {key}")
