@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from cliffstore.schema import Receipt
@@ -47,7 +48,9 @@ class Damage:
 
 def contents_of(objects: ObjectStore) -> dict[str, bytes]:
     """Return key -> bytes of everything in a store."""
-    return {key: objects.get(key) for key in objects.list("", temporary=True)}
+    keys = objects.list("", temporary=True)
+    with ThreadPoolExecutor(8) as pool:
+        return dict(zip(keys, pool.map(objects.get, keys), strict=True))
 
 
 def kind_of(key: str) -> str:

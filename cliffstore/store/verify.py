@@ -107,7 +107,7 @@ def verify_store(
         units_missing=_count_missing(inventory, planned),
         scores=n_scores,
         seed=sample.seed if sample else None,
-        findings=_in_order(_settle(finding, inventory, planned) for finding in findings),
+        findings=_in_order(_settled(findings, inventory, planned)),
     )
 
 
@@ -118,23 +118,22 @@ def _count_missing(inventory: Inventory, planned: Planned) -> int:
     return sum(layout.receipt(capture, unit) not in there for capture in captures for unit in planned.units)
 
 
-def _settle(finding: Finding, inventory: Inventory, planned: Planned) -> Finding:
-    """Leave out repairs of what is no longer planned, or cannot be made again because its document is lost."""
-    there: set[str] = set()
-    match finding.action:
-        case Action.EXTRACT:
-            there = {capture.capture for capture in inventory.all(CaptureDocument)}
-        case Action.SCORE | Action.RANK:
-            there = {probe.name for probe in inventory.all(ProbeDocument)}
-        case _:
-            return finding
-    if finding.unit is not None and finding.unit not in planned.units:
-        return replace(finding, action=Action.NONE if planned.blind else Action.REMOVE)
-    if finding.target not in there:
-        # A receipt, however damaged, tells that there was a capture, whose vectors are then no leftovers.
-        keep = finding.action is Action.EXTRACT or inventory.lost("probe")
-        return replace(finding, action=Action.NONE if keep else Action.REMOVE)
-    return finding
+def _settled(findings: Iterable[Finding], inventory: Inventory, planned: Planned) -> Iterable[Finding]:
+    """Leave out repairs of what is not planned, or cannot be made again because its document is lost."""
+    captures = {capture.capture for capture in inventory.all(CaptureDocument)}
+    probes = {probe.name for probe in inventory.all(ProbeDocument)}
+    no_probe = Action.NONE if inventory.lost("probe") else Action.REMOVE
+    not_planned = Action.NONE if planned.blind else Action.REMOVE
+    for one in findings:
+        if one.action in (Action.EXTRACT, Action.SCORE) and one.unit not in planned.units:
+            yield replace(one, action=not_planned)
+        elif one.action is Action.EXTRACT and one.target not in captures:
+            # A receipt, however damaged, tells that there was a capture, whose vectors are then no leftovers.
+            yield replace(one, action=Action.NONE)
+        elif one.action in (Action.SCORE, Action.RANK) and one.target not in probes:
+            yield replace(one, action=no_probe)
+        else:
+            yield one
 
 
 def _in_order(findings: Iterable[Finding]) -> tuple[Finding, ...]:

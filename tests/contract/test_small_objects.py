@@ -73,8 +73,10 @@ def test_list_sees_what_another_handle_wrote(objects: ObjectStore) -> None:
 
 def test_list_hides_temporary_files(objects: ObjectStore) -> None:
     objects.put("a/1.json", b"x")
-    objects.fs.pipe_file(objects.path(f"a/.tmp-{uuid.uuid4().hex}"), b"half")
+    half = f"a/.tmp-{uuid.uuid4().hex}"
+    objects.fs.pipe_file(objects.path(half), b"half")
     assert objects.list("a") == ["a/1.json"]
+    assert objects.list("a", temporary=True) == sorted([half, "a/1.json"])
 
 
 def test_delete_removes_an_object_or_all_below(objects: ObjectStore) -> None:

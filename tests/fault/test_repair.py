@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from quick import quick_runs
 from servers import Storage
 from whole_store import PROBE, WORDS, Case, Silent, assert_undisturbed, findings_of, repaired, unnamed
 
+from cliffstore import Store
 from cliffstore.errors import InterruptedRunError
 from cliffstore.run import repair as repair_module
 from cliffstore.run.origins import Origins
@@ -326,6 +328,25 @@ def test_command_line_tells_what_it_found_and_did(whole: Case, objects: ObjectSt
 
 
 @pytest.mark.parametrize(
+    "options", [("--seed", "1"), ("--model", "m"), ("--adapter", "a"), ("--corpus", "c"), ("--allow-nonfinite",)]
+)
+def test_options_without_effect_are_refused(whole: Case, options: tuple[str, ...]) -> None:
+    result = run_cli("verify", whole.store, *options)
+    assert result.code == 2
+    assert options[0] in result.stderr
+
+
+def test_python_calls(whole: Case, objects: ObjectStore) -> None:
+    receipt = of_capture(objects)[1][0]
+    with Store(objects.url, reporter=Silent()) as store:
+        assert store.verify(sample="50%", seed=1).findings == ()
+        objects.delete(receipt)
+        assert [one.key for one in store.verify().findings] == [receipt]
+        assert store.repair(models=(whole.model,)).after.findings == ()
+    assert_undisturbed(objects, whole)
+
+
+@pytest.mark.parametrize(
     "kind", ["manifest", "place", "plan", "capture", "receipt", "probe", "weights", "score_receipt", "plan_table"]
 )
 def test_readers_say_in_one_line_what_is_damaged(whole: Case, objects: ObjectStore, kind: str) -> None:
@@ -351,8 +372,8 @@ def test_readers_say_in_one_line_what_is_damaged(whole: Case, objects: ObjectSto
 def test_on_s3(whole: Case, moto_s3: Storage) -> None:
     objects = ObjectStore(moto_s3.new_url(), moto_s3.options)
     contents = contents_of(ObjectStore(str(whole.store)))
-    for key, content in contents.items():
-        objects.put(key, content)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(objects.put, contents, contents.values()))
     assert findings_of(objects) == ()
     receipts = [key for key in contents if kind_of(key) == "receipt"]
     shards = [key for key in contents if kind_of(key) == "shard"]

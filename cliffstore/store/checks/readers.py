@@ -11,8 +11,8 @@ from typing import TypeVar
 T = TypeVar("T")
 R = TypeVar("R")
 
-N_READERS = 8
-_AHEAD = 4 * N_READERS
+N_READERS = 16
+_AHEAD = 2 * N_READERS
 
 
 class Readers:
