@@ -119,19 +119,18 @@ def _count_missing(inventory: Inventory, planned: Planned) -> int:
 
 
 def _settled(findings: Iterable[Finding], inventory: Inventory, planned: Planned) -> Iterable[Finding]:
-    """Leave out repairs of what is not planned, or cannot be made again because its document is lost."""
-    captures = {capture.capture for capture in inventory.all(CaptureDocument)}
+    """Leave out repairs of what is not planned, or cannot be made again because its document is lost.
+
+    What belongs to a lost document is not removed: a backup may bring the document back.
+    """
     probes = {probe.name for probe in inventory.all(ProbeDocument)}
-    no_probe = Action.NONE if inventory.lost("probe") else Action.REMOVE
-    not_planned = Action.NONE if planned.blind else Action.REMOVE
+    captures = {capture.capture for capture in inventory.all(CaptureDocument)}
+    known = {Action.EXTRACT: captures, Action.SCORE: probes, Action.RANK: probes}
     for one in findings:
-        if one.action in (Action.EXTRACT, Action.SCORE) and one.unit not in planned.units:
-            yield replace(one, action=not_planned)
-        elif one.action is Action.EXTRACT and one.target not in captures:
-            # A receipt, however damaged, tells that there was a capture, whose vectors are then no leftovers.
+        if one.action in known and one.target not in known[one.action]:
             yield replace(one, action=Action.NONE)
-        elif one.action in (Action.SCORE, Action.RANK) and one.target not in probes:
-            yield replace(one, action=no_probe)
+        elif one.action in (Action.EXTRACT, Action.SCORE) and one.unit not in planned.units:
+            yield replace(one, action=Action.NONE if planned.blind else Action.REMOVE)
         else:
             yield one
 

@@ -263,6 +263,40 @@ def test_appended_plan_is_repaired_like_the_first(whole: Case, objects: ObjectSt
     assert set(after) == set(grown)
 
 
+def test_receipts_protect_the_units_of_a_lost_plan(whole: Case, objects: ObjectStore) -> None:
+    receipts = of_capture(objects)[1]
+    key = first(objects, "plan")
+    kept = objects.get(key)
+    documents.delete(objects, key)
+    flip(objects, receipts[0])
+    before = contents_of(objects)
+    report = repair_store(objects, whole.origins, Silent())
+    found = {one.key: one.problem for one in report.after.findings}
+    assert "whose document is lost" in found[receipts[1]]
+    assert f"{key} is lost" in found[layout.place(0)]
+    assert all(one.action is Action.NONE for one in report.after.findings)
+    assert contents_of(objects) == before
+    objects.put(key, kept)
+    repaired(objects, whole)
+    assert_undisturbed(objects, whole)
+
+
+def test_scores_protect_the_weights_of_a_lost_probe(whole: Case, objects: ObjectStore) -> None:
+    key = layout.probe_document(PROBE)
+    kept = objects.get(key)
+    documents.delete(objects, key)
+    flip(objects, layout.scores_receipt(PROBE, 0))
+    before = contents_of(objects)
+    report = repair_store(objects, whole.origins, Silent())
+    found = {one.key for one in report.after.findings}
+    assert {layout.probe_weights(PROBE), layout.cliffs_document(PROBE), layout.scores_receipt(PROBE, 1)} <= found
+    assert all(one.action is Action.NONE for one in report.after.findings)
+    assert contents_of(objects) == before
+    objects.put(key, kept)
+    repaired(objects, whole)
+    assert_undisturbed(objects, whole)
+
+
 def test_scores_without_vectors_are_scored_by_the_model(whole: Case, tmp_path: Path) -> None:
     live = tmp_path / "live"
     probe = f"{whole.store}/probes/{PROBE}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection
-from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,6 +14,8 @@ from cliffstore.store.checks.findings import Action, Finding, Kind
 from cliffstore.store.checks.inventory import Inventory
 from cliffstore.store.checks.plans import Planned
 from cliffstore.store.checks.readers import Readers
+
+_NO_PROBE = "is of a probe whose document is lost: bring it from a backup, fit the probe again, or remove this"
 
 
 def check_scores(
@@ -30,7 +31,7 @@ def check_scores(
         if receipt.unit not in planned.units and not planned.blind:
             findings.append(Finding(key, Kind.ORPHAN, "is of a unit that is not planned", Action.REMOVE))
         elif probe is None and receipt.probe not in unknown:
-            findings.append(Finding(key, Kind.ORPHAN, "is of a probe that is not there", Action.REMOVE))
+            findings.append(Finding(key, Kind.ORPHAN, _NO_PROBE))
         elif probe is not None and receipt.probe_digest != probe.digest:
             text = "is of other weights than the probe has"
             findings.append(Finding(key, Kind.DISAGREES, text, Action.SCORE, receipt.probe, receipt.unit))
@@ -103,7 +104,7 @@ def _probe_of(
     if isinstance(found, ProbeDocument) and found.digest != digest:
         return Finding(key, Kind.DISAGREES, "is of other weights than the probe has", action, target)
     if found is None and layout.probe_document(probe) not in inventory.keys:
-        return Finding(key, Kind.ORPHAN, "is of a probe that is not there", Action.REMOVE)
+        return Finding(key, Kind.ORPHAN, _NO_PROBE)
     return None
 
 
@@ -122,8 +123,6 @@ def _pairs(
         key = table_of(own)
         if (wrong := owner(document)) is not None:
             findings.append(wrong)
-            if wrong.action is Action.REMOVE and key in inventory.keys:
-                findings.append(replace(wrong, key=key))
         elif key not in inventory.keys:
             findings.append(Finding(key, Kind.MISSING, "is missing", action, own))
         elif hashlib.sha256(inventory.objects.get(key)).hexdigest() != document.digest:

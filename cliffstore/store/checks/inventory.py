@@ -133,6 +133,10 @@ def _weights(inventory: Inventory, key: str, there: bool, copied: bool) -> list[
         places = [key] * there + [layout.copy_of(key)] * copied
         if owner in inventory.keys:
             return [Finding(place, Kind.DISAGREES, f"cannot be checked: {owner} is damaged") for place in places]
+        prefix = f"{layout.scores_of(key.split('/')[1])}/"
+        if any(receipt.startswith(prefix) for receipt in inventory.of_kind("score_receipt")):
+            problem = f"has scores, but {owner} is lost: bring it from a backup, or fit the probe again"
+            return [Finding(place, Kind.ORPHAN, problem) for place in places]
         problem = f"are the weights of a probe without {owner}, as an interrupted fit leaves them"
         return [Finding(place, Kind.ORPHAN, problem, Action.REMOVE) for place in places]
     digest = document.file_digest

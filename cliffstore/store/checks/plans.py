@@ -31,7 +31,7 @@ class Planned:
     Attributes
     ----------
     units : unit -> what is planned
-    blind : plans whose units cannot be told
+    blind : plans whose units cannot be told; as long as there is one, no unit is taken for a leftover
     ends : unit behind the last one, of each place
     stored : unit -> tokens that have a row, of units that were looked at and are right
     """
@@ -65,6 +65,7 @@ def check_units(inventory: Inventory, unit_rows: int) -> tuple[Planned, list[Fin
         else:
             planned.units.update({unit.unit: unit for unit in units})
     planned.blind |= {key.split("/")[1] for key in inventory.lost("plan")}
+    planned.blind |= {receipt.plan for receipt in inventory.all(Receipt)} - _names(inventory)
     return planned, findings
 
 
@@ -172,8 +173,12 @@ def _counts(plan: PlanDocument, units: list[PlannedUnit], place: PlanPlace | Non
     return findings
 
 
+def _names(inventory: Inventory) -> set[str]:
+    return {plan.plan for plan in inventory.all(PlanDocument)}
+
+
 def _unfinished_places(inventory: Inventory) -> list[Finding]:
-    plans = {plan.plan for plan in inventory.all(PlanDocument)} | {key.split("/")[1] for key in inventory.lost("plan")}
+    plans = _names(inventory) | {key.split("/")[1] for key in inventory.lost("plan")}
     wanted = {receipt.plan for receipt in inventory.all(Receipt)}
     return [
         _unfinished(layout.place(place.number), place.plan, place.plan in wanted)

@@ -97,8 +97,9 @@ def check_receipts(inventory: Inventory, planned: Planned) -> tuple[list[Receipt
         capture = captures.get(receipt.capture)
         problem = _contradiction(receipt, capture, planned) if capture else None
         if capture is None and receipt.capture not in lost:
-            text = "is a receipt of a capture whose document is lost: bring it from a backup, or remove the receipt"
-            findings.append(Finding(documents.key_of(receipt), Kind.ORPHAN, text))
+            findings.append(_bereft(receipt, "capture"))
+        elif receipt.unit not in planned.units and receipt.plan in planned.blind:
+            findings += [] if layout.plan_document(receipt.plan) in inventory.keys else [_bereft(receipt, "plan")]
         elif problem is not None:
             findings.append(_condemned(receipt, problem, planned))
         elif capture is not None:
@@ -113,7 +114,7 @@ def check_receipts(inventory: Inventory, planned: Planned) -> tuple[list[Receipt
 def _contradiction(receipt: Receipt, capture: CaptureDocument, planned: Planned) -> str | None:
     unit = planned.units.get(receipt.unit)
     if unit is None:
-        return None if receipt.plan in planned.blind else "is the receipt of a unit that is not planned"
+        return "is the receipt of a unit that is not planned"
     said = (receipt.plan, receipt.row_start, receipt.n_rows, receipt.n_examples, receipt.n_tokens)
     if said != (unit.plan, unit.row_start, unit.n_rows, unit.n_examples, unit.n_tokens):
         return "does not agree with the plan"
@@ -123,6 +124,11 @@ def _contradiction(receipt: Receipt, capture: CaptureDocument, planned: Planned)
     if receipt.bytes != receipt.n_rows * sum(spec.bytes_per_row for spec in specs):
         return "counts other bytes than its rows have"
     return None
+
+
+def _bereft(receipt: Receipt, of_what: str) -> Finding:
+    text = f"is a receipt of a {of_what} whose document is lost: bring it from a backup, or remove the receipt"
+    return Finding(documents.key_of(receipt), Kind.ORPHAN, text)
 
 
 def _condemned(receipt: Receipt, problem: str, planned: Planned) -> Finding:
