@@ -15,6 +15,7 @@ CLIFFS = "cliffs"
 HEADS = "heads"
 SELECTIONS = "selections"
 
+_PLAN_TABLE = re.compile(rf"^{PLANS}/([^/]+)/(\w+)(?:/[^/]+)?\.parquet$")
 _UNIT = re.compile(r"/unit-(\d+)\.(?:json|parquet)$")
 _UNIT_ERROR = re.compile(r"/unit-(\d+)\.error\.json$")
 
@@ -94,6 +95,22 @@ def cliffs_table(probe: str) -> str:
 
 def selection_table(name: str) -> str:
     return f"{SELECTIONS}/{name}.parquet"
+
+
+def plan_table(key: str) -> tuple[str, str] | None:
+    """Return plan and kind (`examples`, `units` ...) of a table of a plan; None for any other key."""
+    match = _PLAN_TABLE.search(key)
+    return (match.group(1), match.group(2)) if match else None
+
+
+def plan_of(key: str) -> str:
+    """Return the plan that the key of one of its objects names."""
+    return key.split("/")[1]
+
+
+def probe_of(key: str) -> str:
+    """Return the probe that the key of one of its scores names."""
+    return key.split("/")[1]
 
 
 def unit_of(key: str) -> int | None:

@@ -34,7 +34,7 @@ class ProbeWeights:
 def list_probes(objects: ObjectStore) -> list[ProbeDocument]:
     """Return the probes of a store, by name."""
     keys = [key for key in objects.list(layout.PROBES) if key.endswith("/probe.json")]
-    return [ProbeDocument.model_validate_json(objects.get(key)) for key in keys]
+    return [ProbeDocument.model_validate_json(content) for _, content in objects.get_many(keys)]
 
 
 def read_probe(objects: ObjectStore, name: str) -> tuple[ProbeDocument, ProbeWeights]:

@@ -65,7 +65,7 @@ def _format_version(content: bytes) -> int | None:
 
 
 class StoreReader:
-    """What a store holds, as of when it was asked.
+    """What a store holds. Its documents, and which units are extracted, are listed once, when first asked for.
 
     Parameters
     ----------
@@ -93,17 +93,30 @@ class StoreReader:
 
     def plans(self) -> list[PlanDocument]:
         """Return the plans of the store, by name."""
-        keys = [key for key in self.objects.list(layout.PLANS) if key.endswith("/plan.json")]
-        return [PlanDocument.model_validate_json(self.objects.get(key)) for key in keys]
+        return list(self._plans)
+
+    @cached_property
+    def _plans(self) -> list[PlanDocument]:
+        keys = [key for key in self._plan_files if key.endswith("/plan.json")]
+        return [PlanDocument.model_validate_json(content) for _, content in self.objects.get_many(keys)]
+
+    def plan_tables(self, kind: str) -> dict[str, int]:
+        """Return keys and sizes of the tables of one kind (`examples`, `tokens` ...) of all plans."""
+        wanted = {(plan.plan, kind) for plan in self._plans}
+        return {key: size for key, size in self._plan_files.items() if layout.plan_table(key) in wanted}
+
+    @cached_property
+    def _plan_files(self) -> dict[str, int]:
+        return self.objects.sizes(layout.PLANS)
 
     def captures(self) -> list[CaptureDocument]:
         """Return the captures of the store, by alias and name."""
-        keys = [key for key in self.objects.list(layout.CAPTURES) if key.endswith(".json")]
-        return [CaptureDocument.model_validate_json(self.objects.get(key)) for key in keys]
+        return list(self._captures)
 
     def units(self) -> pa.Table:
         """Return the units of all plans, as planned."""
-        parts = [tables.read(self.objects, layout.units_table(plan.plan)) for plan in self.plans()]
+        keys = [layout.units_table(plan.plan) for plan in self._plans]
+        parts = [tables.decode(content) for _, content in self.objects.get_many(keys)]
         return pa.concat_tables([UNITS.empty_table(), *parts])
 
     def receipts(self, capture: str) -> list[Receipt]:
@@ -113,7 +126,7 @@ class StoreReader:
     @cached_property
     def aliases(self) -> list[str]:
         """Aliases of the models that the store has captures of."""
-        return sorted({capture.alias for capture in self.captures()})
+        return sorted({capture.alias for capture in self._captures})
 
     def find_array(self, site: str, layer: int, alias: str | None = None) -> tuple[CaptureDocument, ArraySpec]:
         """Return the capture and the array of a (model, site, layer).
@@ -133,7 +146,8 @@ class StoreReader:
 
     @cached_property
     def _captures(self) -> list[CaptureDocument]:
-        return self.captures()
+        keys = [key for key in self.objects.list(layout.CAPTURES) if key.endswith(".json")]
+        return [CaptureDocument.model_validate_json(content) for _, content in self.objects.get_many(keys)]
 
     def default_alias(self) -> str:
         """Return `main`, or the only model there is."""
@@ -159,12 +173,13 @@ class StoreReader:
         return (rows_N >= 0) & (rows_N - unit_N * unit_rows < counts_U[unit_N])
 
     def _count_committed_rows(self, capture: str) -> npt.NDArray[np.int64]:
-        """Return the rows of each unit that a receipt covers, int64 [units + 1], zero behind the last unit."""
+        """Return the rows of each unit that a receipt covers, int64 [largest unit + 2], zero where there is no unit."""
         units = self.units()
+        unit_N, n_rows_N = units["unit"].to_numpy(), units["n_rows"].to_numpy()
         done = receipts.committed(self.objects, capture)
-        counts_U = np.zeros(units.num_rows + 1, dtype=np.int64)
-        for unit, n_rows in zip(units["unit"].to_pylist(), units["n_rows"].to_pylist(), strict=True):
-            counts_U[unit] = n_rows if unit in done else 0
+        done_N = np.isin(unit_N, np.fromiter(done, dtype=np.int64, count=len(done)))
+        counts_U = np.zeros(int(unit_N.max(initial=-1)) + 2, dtype=np.int64)
+        counts_U[unit_N[done_N]] = n_rows_N[done_N]
         return counts_U
 
     def vectors(

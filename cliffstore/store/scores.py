@@ -30,7 +30,7 @@ class ProbeKey:
 def scored_units(objects: ObjectStore, probe: ProbeKey) -> set[int]:
     """Return units whose scores were made with these very weights."""
     keys = [key for key in objects.list(layout.scores_of(probe.name)) if key.endswith(".json")]
-    found = (ScoreReceipt.model_validate_json(objects.get(key)) for key in keys)
+    found = (ScoreReceipt.model_validate_json(content) for _, content in objects.get_many(keys))
     return {receipt.unit for receipt in found if receipt.probe_digest == probe.digest}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -35,38 +35,57 @@ def write(objects: ObjectStore, key: str, table: pa.Table, provenance: Mapping[s
 
 def read(objects: ObjectStore, key: str, columns: Sequence[str] | None = None) -> pa.Table:
     """Read one Parquet object."""
-    return pq.read_table(pa.BufferReader(objects.get(key)), columns=list(columns) if columns else None)
+    return decode(objects.get(key), columns)
 
 
-def schema_of(objects: ObjectStore, key: str) -> pa.Schema:
-    """Return the schema of one Parquet object, without its provenance."""
-    return pq.read_schema(pa.BufferReader(objects.get(key))).remove_metadata()
+def decode(content: bytes, columns: Sequence[str] | None = None) -> pa.Table:
+    """Return the table of Parquet bytes."""
+    return pq.read_table(pa.BufferReader(content), columns=list(columns) if columns else None)
 
 
-def dataset(objects: ObjectStore, keys: Sequence[str], schema: pa.Schema) -> ds.Dataset:
-    """Return an Arrow dataset over Parquet objects; columns and rows are read only where a query needs them."""
-    if not keys:
+def schema_of(objects: ObjectStore, key: str, size: int) -> pa.Schema:
+    """Return the schema of a Parquet object of `size` bytes, without its provenance; only its end is read."""
+    with pa.PythonFile(_PatientFile(objects, objects.path(key), size), mode="r") as file:
+        return pq.read_schema(file).remove_metadata()
+
+
+def dataset(
+    objects: ObjectStore,
+    sizes: Mapping[str, int],
+    schema: pa.Schema,
+    names: tuple[str, Callable[[str], str]] | None = None,
+) -> ds.Dataset:
+    """Return an Arrow dataset over Parquet objects; columns and rows are read only where a query needs them.
+
+    Parameters
+    ----------
+    sizes : key -> size in bytes
+    schema : of the dataset; columns that an object lacks are null
+    names : a column that no object has, and what its value is by an object's key
+    """
+    if not sizes:
         return ds.dataset(schema.empty_table())
-    # Arrow's own file system where there is one: a scan that a LIMIT cuts short leaves reads behind, and reads that
-    # need Python can hang the interpreter's exit.
-    local = pa.fs.LocalFileSystem() if objects.is_local else None
-    filesystem = local or pa.fs.PyFileSystem(PatientHandler(objects))
-    return ds.dataset([objects.path(key) for key in keys], schema=schema, filesystem=filesystem, format="parquet")
+    filesystem = pa.fs.LocalFileSystem() if objects.is_local else pa.fs.PyFileSystem(PatientHandler(objects, sizes))
+    form = ds.ParquetFileFormat()
+    fragments = [
+        form.make_fragment(
+            objects.path(key), filesystem, None if names is None else ds.field(names[0]) == names[1](key)
+        )
+        for key in sizes
+    ]
+    return ds.FileSystemDataset(fragments, schema, form, filesystem)
 
 
 class PatientHandler(pa.fs.FSSpecHandler):
     """Files of a store for Arrow; what fails in passing is done again."""
 
-    def __init__(self, objects: ObjectStore) -> None:
+    def __init__(self, objects: ObjectStore, sizes: Mapping[str, int]) -> None:
         super().__init__(objects.fs)
         self._objects = objects
-
-    def get_file_info(self, paths: list[str]) -> list[pa.fs.FileInfo]:
-        found: list[pa.fs.FileInfo] = self._objects.patiently(lambda: super(PatientHandler, self).get_file_info(paths))
-        return found
+        self._sizes = {objects.path(key): size for key, size in sizes.items()}
 
     def open_input_file(self, path: str) -> pa.PythonFile:
-        return pa.PythonFile(_PatientFile(self._objects, path), mode="r")
+        return pa.PythonFile(_PatientFile(self._objects, path, self._sizes[path]), mode="r")
 
     def open_input_stream(self, path: str) -> pa.PythonFile:
         return self.open_input_file(path)
@@ -75,9 +94,8 @@ class PatientHandler(pa.fs.FSSpecHandler):
 class _PatientFile(io.RawIOBase):
     """A file to read, one range request a read: Arrow asks for whole column chunks."""
 
-    def __init__(self, objects: ObjectStore, path: str) -> None:
-        self._objects, self._path, self._at = objects, path, 0
-        self._size = int(objects.patiently(lambda: objects.fs.size(path)))
+    def __init__(self, objects: ObjectStore, path: str, size: int) -> None:
+        self._objects, self._path, self._size, self._at = objects, path, size, 0
 
     def size(self) -> int:
         return self._size

@@ -1,0 +1,127 @@
+"""What the views of the catalog read: found when a statement first scans it, and never left behind.
+
+DuckDB takes a pyarrow dataset for a table. It asks for its schema when a statement is bound, and calls
+`scanner(columns, filter).to_reader()` when one is run; `View` answers these two. So a view that no statement names
+costs nothing, though it is listed and described like any other.
+
+Arrow reads ahead on threads of its own. Where a LIMIT cuts a scan short they go on reading, and reads that call back
+into Python hang or abort the interpreter when it exits. So what is read through Python is read by calls that return
+once they have read everything, a row group each, on threads that `Readers.close` waits for.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Lock
+from typing import TypeVar
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.fs
+
+from cliffstore.errors import CliffstoreError, DamagedStoreError
+
+T = TypeVar("T")
+U = TypeVar("U")
+Found = Callable[[Sequence[str]], ds.Dataset]
+"""From the columns that a statement needs to a dataset that has at least these."""
+
+_READERS = 16
+
+
+class Readers:
+    """The threads that read ahead for the scans of one catalog."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(_READERS, thread_name_prefix="scan")
+
+    def map(self, function: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
+        """Yield what `function` gives for each item, in order, working some items ahead."""
+        ahead: deque[Future[U]] = deque()
+        try:
+            for item in items:
+                ahead.append(self._pool.submit(function, item))
+                if len(ahead) == _READERS:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            for future in ahead:
+                future.cancel()
+
+    def close(self) -> None:
+        """Wait for the reads that have begun; the others are not made."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+class View(ds.InMemoryDataset):
+    """One table for DuckDB.
+
+    Parameters
+    ----------
+    name : for messages
+    schema : of what `found` gives
+    found : called by each scan, by one at a time
+    note : told of the error of a scan, which DuckDB would make a text of
+    """
+
+    def __init__(
+        self, name: str, schema: pa.Schema, found: Found, readers: Readers, note: Callable[[Exception], None]
+    ) -> None:
+        super().__init__(schema.empty_table())
+        self._name, self._found, self._readers, self._note = name, found, readers, note
+        self._finding = Lock()
+
+    def scanner(self, columns: Sequence[str] | None = None, filter: ds.Expression | None = None) -> Scan:
+        """Return a scan that has not begun."""
+        wanted = self.schema.names if columns is None else list(columns)
+        return Scan(pa.schema([self.schema.field(name) for name in wanted]), lambda: self._batches(wanted, filter))
+
+    def _batches(self, columns: list[str], filter: ds.Expression | None) -> Iterator[pa.RecordBatch]:
+        try:
+            with self._finding:
+                found = self._found(columns)
+            if _calls_python(found):
+                yield from _in_whole_reads(found, columns, filter, self._readers)
+            else:
+                yield from found.scanner(columns=columns, filter=filter).to_reader()
+        except pa.ArrowException as error:
+            damaged = DamagedStoreError(f"{self._name} cannot be read: {' '.join(str(error).split())[:300]}")
+            self._note(damaged)
+            raise damaged from None
+        except (CliffstoreError, OSError) as error:
+            self._note(error)
+            raise
+
+
+class Scan:
+    """What a statement reads of a view."""
+
+    def __init__(self, schema: pa.Schema, batches: Callable[[], Iterator[pa.RecordBatch]]) -> None:
+        self.projected_schema, self._batches = schema, batches
+
+    def to_reader(self) -> pa.RecordBatchReader:
+        """Begin the scan when the first batch is asked for."""
+        return pa.RecordBatchReader.from_batches(self.projected_schema, self._batches())
+
+
+def _calls_python(found: ds.Dataset) -> bool:
+    return isinstance(found, ds.FileSystemDataset) and isinstance(found.filesystem, pa.fs.PyFileSystem)
+
+
+def _in_whole_reads(
+    found: ds.FileSystemDataset, columns: list[str], filter: ds.Expression | None, readers: Readers
+) -> Iterator[pa.RecordBatch]:
+    schema = found.schema
+
+    def row_groups(fragment: ds.ParquetFileFragment) -> list[ds.ParquetFileFragment]:
+        return list(fragment.split_by_row_group(filter, schema=schema))
+
+    def read(fragment: ds.ParquetFileFragment) -> pa.Table:
+        return fragment.to_table(schema=schema, columns=columns, filter=filter, use_threads=False)
+
+    files = readers.map(row_groups, found.get_fragments(filter))
+    for table in readers.map(read, (group for groups in files for group in groups)):
+        yield from table.to_batches()
