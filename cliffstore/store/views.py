@@ -6,7 +6,7 @@ costs nothing, though it is listed and described like any other.
 
 Arrow reads ahead on threads of its own. Where a LIMIT cuts a scan short they go on reading, and reads that call back
 into Python hang or abort the interpreter when it exits. So what is read through Python is read by calls that return
-once they have read everything, a row group each, on threads that `Readers.close` waits for.
+once they have read everything, a few row groups each, on threads that `Readers.close` waits for.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ Found = Callable[[Sequence[str]], ds.Dataset]
 """From the columns that a statement needs to a dataset that has at least these."""
 
 _READERS = 16
+_PIECE_BYTES = 4 << 20
+_FEW_READS = ds.ParquetFragmentScanOptions(cache_options=pa.CacheOptions(hole_size_limit=128 << 10))
+"""A request costs as much time as reading this much that nobody wants."""
 
 
 class Readers:
@@ -116,12 +119,27 @@ def _in_whole_reads(
 ) -> Iterator[pa.RecordBatch]:
     schema = found.schema
 
-    def row_groups(fragment: ds.ParquetFileFragment) -> list[ds.ParquetFileFragment]:
-        return list(fragment.split_by_row_group(filter, schema=schema))
+    def pieces(file: ds.ParquetFileFragment) -> list[ds.ParquetFileFragment]:
+        return _pieces(file if filter is None else file.subset(filter, schema=schema))
 
-    def read(fragment: ds.ParquetFileFragment) -> pa.Table:
-        return fragment.to_table(schema=schema, columns=columns, filter=filter, use_threads=False)
+    def read(piece: ds.ParquetFileFragment) -> pa.Table:
+        return piece.to_table(
+            schema=schema, columns=columns, filter=filter, fragment_scan_options=_FEW_READS, use_threads=False
+        )
 
-    files = readers.map(row_groups, found.get_fragments(filter))
-    for table in readers.map(read, (group for groups in files for group in groups)):
+    files = readers.map(pieces, found.get_fragments(filter))
+    for table in readers.map(read, (piece for file in files for piece in file)):
         yield from table.to_batches()
+
+
+def _pieces(file: ds.ParquetFileFragment) -> list[ds.ParquetFileFragment]:
+    """Split a file between its row groups, into pieces of some megabytes."""
+    groups: list[list[int]] = []
+    size = _PIECE_BYTES
+    for group in file.row_groups:
+        if size >= _PIECE_BYTES:
+            groups.append([])
+            size = 0
+        groups[-1].append(group.id)
+        size += group.total_byte_size
+    return [file.subset(row_group_ids=ids) for ids in groups]
