@@ -2,9 +2,9 @@
 
 usage: python benchmarks/many_units.py [--units 20000] [--layers 32] [--rounds 3] [--no-s3]
 
-The store is made up (tests/made_up_store.py): a plan of four tables of examples and four of tokens, a capture, and a
-receipt a unit with the digests of its layers, written by cliffstore's own writers; there are no vectors, for no query
-here reads one. The server is rclone over the same folder. Seconds are medians over `--rounds` processes, from opening
+The store is made up (tests/made_up_store.py): a plan, whose units have four tiny examples each, a capture, and a
+receipt a unit with the digests of its layers, written by cliffstore's own writers; there are no vectors, for no query here
+reads one. The server is rclone over the same folder. Seconds are medians over `--rounds` processes, from opening
 the store to the last row of the answer. Requests are counted in one more process each, by a proxy before the server.
 """
 
@@ -73,7 +73,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         root = Path(folder)
         begin = time.perf_counter()
-        make_store(ObjectStore(str(root / servers.BUCKET / "store")), given.units, given.layers)
+        make_store(ObjectStore(str(root / servers.BUCKET / "store")), range(given.units), given.layers)
         print(f"made in {time.perf_counter() - begin:.0f} s", flush=True)
         places: dict[str, tuple[str, dict[str, object]]] = {"disk": (str(root / servers.BUCKET / "store"), {})}
         if not given.no_s3:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pyarrow as pa
 
+from cliffstore.records import PlannedUnit
 from cliffstore.schema import (
     EXAMPLES,
     SKIPPED,
     TOKENS,
-    UNITS,
     ArrayIdentity,
     CaptureDocument,
     Chunking,
+    CorpusRecipe,
     Manifest,
     ModelIdentity,
     PassSettings,
@@ -23,37 +27,64 @@ from cliffstore.schema import (
     Receipt,
     TokenizerIdentity,
 )
-from cliffstore.store import layout, receipts, tables, writer
+from cliffstore.store import documents, receipts, writer
 from cliffstore.store.objects import ObjectStore
+from cliffstore.store.plans import PlanWriter, put_tables
 
-UNIT_ROWS, EXAMPLES_PER_UNIT, PLAN, CAPTURE = 1_024, 4, "plan-made-up", "capture-made-up"
+PLAN, CAPTURE = "plan-made-up", "capture-made-up"
+UNIT_ROWS, EXAMPLES_PER_UNIT, BYTES_PER_UNIT = 1_024, 4, 1_000
+WORDS = ("Tell", "me", "more")
+N_ROWS = EXAMPLES_PER_UNIT * len(WORDS)
 
 
-def make_store(objects: ObjectStore, n_units: int, n_layers: int, files: int = 4) -> None:
-    """Write a store; `files` is how many objects hold its examples, and as many its tokens."""
+def make_store(objects: ObjectStore, units: Sequence[int], n_layers: int = 1) -> None:
+    """Write a store with one plan of these units, which are all extracted."""
     writer.create_manifest(objects, _manifest())
-    per_file = -(-n_units // files)
-    for part in range(files):
-        units = range(part * per_file, min((part + 1) * per_file, n_units))
-        for name, table in (("examples", _examples(units)), ("tokens", _tokens(units))):
-            tables.write(objects, f"{layout.PLANS}/{PLAN}/{name}/part-{part:06d}.parquet", table, {"plan": PLAN})
-    digests = {
-        name: tables.write(objects, key, table, {"plan": PLAN})
-        for name, key, table in (
-            ("units", layout.units_table(PLAN), _units(n_units)),
-            ("skipped", layout.skipped_table(PLAN), SKIPPED.empty_table()),
-        )
-    }
-    n_examples, n_rows = n_units * EXAMPLES_PER_UNIT, n_units * UNIT_ROWS
-    counts = PlanCounts(examples=n_examples, tokens=n_rows, rows=n_rows, units=n_units, skipped=0)
-    plan = PlanDocument(
-        plan=PLAN, digest="0", counts=counts, settings={}, sources=["made up"], tables=digests, cliffstore_version="0"
-    )
-    writer.commit_plan(objects, plan)
+    with TemporaryDirectory() as folder:
+        tables = PlanWriter(Path(folder), PLAN, EXAMPLES, {"plan": PLAN})
+        for unit in units:
+            part, row_group = tables.place()
+            tables.add(_planned(unit, part, row_group), _examples(unit), _tokens(unit))
+        digests = tables.finish([SKIPPED.empty_table()])
+        put_tables(objects, PLAN, Path(folder), digests)
+    writer.commit_plan(objects, _plan(len(units), digests))
     capture = _capture(n_layers)
-    objects.create(layout.capture_document(capture.alias, capture.capture), capture.to_bytes())
+    documents.create(objects, capture)
     with ThreadPoolExecutor(16) as pool:
-        assert all(pool.map(lambda unit: receipts.commit(objects, made_up_receipt(capture, unit)), range(n_units)))
+        assert all(pool.map(lambda unit: receipts.commit(objects, _receipt(capture, unit)), units))
+
+
+def _plan(n_units: int, tables: dict[str, str]) -> PlanDocument:
+    n_tokens = n_units * EXAMPLES_PER_UNIT * len(WORDS)
+    return PlanDocument(
+        plan=PLAN,
+        digest="0",
+        counts=PlanCounts(
+            examples=n_units * EXAMPLES_PER_UNIT, tokens=n_tokens, rows=n_tokens, units=n_units, skipped=0
+        ),
+        settings={},
+        sources=["made up"],
+        corpus=CorpusRecipe(inputs=[], map={}, where=None, limit=None),
+        place=0,
+        tables=tables,
+        cliffstore_version="0",
+    )
+
+
+def _planned(unit: int, part: int, row_group: int) -> PlannedUnit:
+    return PlannedUnit(
+        unit=unit,
+        plan=PLAN,
+        row_start=unit * UNIT_ROWS,
+        n_rows=N_ROWS,
+        n_examples=EXAMPLES_PER_UNIT,
+        n_tokens=N_ROWS,
+        n_nodes=N_ROWS,
+        n_padded=N_ROWS,
+        longest=len(WORDS),
+        part=part,
+        row_group=row_group,
+    )
 
 
 def _manifest() -> Manifest:
@@ -77,49 +108,60 @@ def _capture(n_layers: int) -> CaptureDocument:
     )  # fmt: skip
 
 
-def made_up_receipt(capture: CaptureDocument, unit: int) -> Receipt:
+def _receipt(capture: CaptureDocument, unit: int) -> Receipt:
     names = (f"{one.site}/{one.layer}" for one in capture.arrays)
     digests = {name: hashlib.sha256(f"{unit} {name}".encode()).hexdigest() for name in names}
     return Receipt(
-        capture=CAPTURE, plan=PLAN, unit=unit, row_start=unit * UNIT_ROWS, n_rows=UNIT_ROWS,
-        n_examples=EXAMPLES_PER_UNIT, n_tokens=UNIT_ROWS, digests=digests, bytes=UNIT_ROWS * 32 * len(capture.arrays),
-        attempt=1, worker="host:1", seconds=1.5, cliffstore_version="0",
-    )  # fmt: skip
+        capture=CAPTURE,
+        plan=PLAN,
+        unit=unit,
+        row_start=unit * UNIT_ROWS,
+        n_rows=N_ROWS,
+        n_examples=EXAMPLES_PER_UNIT,
+        n_tokens=N_ROWS,
+        digests=digests,
+        bytes=BYTES_PER_UNIT,
+        attempt=1,
+        worker="host:1",
+        seconds=1.5,
+        cliffstore_version="0",
+    )
 
 
-def _units(n_units: int) -> pa.Table:
+def _examples(unit: int) -> pa.Table:
     rows = [
         {
-            **{field.name: 0 if pa.types.is_integer(field.type) else "" for field in UNITS},
-            "unit": unit, "plan": PLAN, "row_start": unit * UNIT_ROWS, "n_rows": UNIT_ROWS,
-            "n_examples": EXAMPLES_PER_UNIT, "n_tokens": UNIT_ROWS,
+            "example": example,
+            "id": f"e{example}",
+            "unit": unit,
+            "n_tokens": len(WORDS),
+            "decision": len(WORDS) - 1,
+            "prompt": " ".join(WORDS),
+            "label": str(example % 2),
+            "source": "made up",
+            "digest": "0",
         }
-        for unit in range(n_units)
-    ]  # fmt: skip
-    return pa.Table.from_pylist(rows, schema=UNITS)
-
-
-def _examples(units: range) -> pa.Table:
-    numbers = range(units.start * EXAMPLES_PER_UNIT, units.stop * EXAMPLES_PER_UNIT)
-    rows = [
-        {
-            "example": number, "id": f"e{number}", "unit": number // EXAMPLES_PER_UNIT, "n_tokens": 2, "decision": 1,
-            "prompt": f"Prompt {number}", "label": str(number % 2), "source": "made up", "digest": "0",
-        }
-        for number in numbers
-    ]  # fmt: skip
+        for example in _ordinals(unit)
+    ]
     return pa.Table.from_pylist(rows, schema=EXAMPLES)
 
 
-def _tokens(units: range) -> pa.Table:
+def _tokens(unit: int) -> pa.Table:
     rows = [
         {
-            "example": unit * EXAMPLES_PER_UNIT + number, "position": position, "token_id": position,
-            "token": str(position), "segment": "user", "to_decision": position - 1,
-            "row": unit * UNIT_ROWS + 2 * number + position,
+            "example": example,
+            "position": position,
+            "token_id": position,
+            "token": word,
+            "segment": "user",
+            "to_decision": position - len(WORDS) + 1,
+            "row": unit * UNIT_ROWS + number * len(WORDS) + position,
         }
-        for unit in units
-        for number in range(EXAMPLES_PER_UNIT)
-        for position in range(2)
-    ]  # fmt: skip
+        for number, example in enumerate(_ordinals(unit))
+        for position, word in enumerate(WORDS)
+    ]
     return pa.Table.from_pylist(rows, schema=TOKENS)
+
+
+def _ordinals(unit: int) -> range:
+    return range(unit * EXAMPLES_PER_UNIT, (unit + 1) * EXAMPLES_PER_UNIT)

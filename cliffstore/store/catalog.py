@@ -28,8 +28,6 @@ from cliffstore.store.receipt_table import RECEIPTS, ReceiptTable
 from cliffstore.store.views import Found, Readers, View
 from cliffstore.store.writer import capture_specs
 
-_UNIT_COLUMNS = ("unit", "plan", "row_start", "n_rows", "n_examples", "n_tokens")
-"""What the view `units` shows of the plan; the rest serves the machinery."""
 _CAPTURES = pa.schema(
     [
         pa.field("capture", pa.string()),
@@ -133,7 +131,7 @@ class Catalog:
         self._register("_units", UNITS, partial(self._plan_tables, "units", UNITS))
         self._register("_receipts", RECEIPTS, ReceiptTable(reader))
         self.connection.execute(
-            f"CREATE VIEW units AS SELECT {', '.join(f'u.{name}' for name in _UNIT_COLUMNS)}, r.capture, r.model, "
+            "CREATE VIEW units AS SELECT u.*, r.capture, r.model, "
             "coalesce(r.extracted, false) AS extracted, r.attempt, r.worker, r.seconds, r.bytes, r.error "
             "FROM _units u LEFT JOIN _receipts r USING (unit)"
         )
@@ -170,7 +168,7 @@ class Catalog:
         self._view(view, named, found)
 
     def _plan_tables(self, kind: str, schema: pa.Schema, _: Sequence[str]) -> ds.Dataset:
-        return tables.dataset(self.reader.objects, self.reader.plan_tables(kind), schema)
+        return tables.dataset(self.reader.objects, self.reader.table_sizes(kind), schema)
 
     @cached_property
     def _probes(self) -> list[ProbeDocument]:
@@ -179,7 +177,7 @@ class Catalog:
 
 def _joint_schema(reader: StoreReader) -> pa.Schema:
     """Return the schema of all plans' examples: the corpus's own columns differ from plan to plan."""
-    sizes = reader.plan_tables("examples")
+    sizes = reader.table_sizes("examples")
     first_of_plan = {layout.plan_of(key): key for key in reversed(sizes)}
     schemas = [tables.schema_of(reader.objects, key, sizes[key]) for key in first_of_plan.values()]
     return pa.unify_schemas([EXAMPLES, *schemas], promote_options="permissive")

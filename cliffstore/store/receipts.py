@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cliffstore.schema import Receipt, UnitError
-from cliffstore.store import layout
+from cliffstore.store import documents, layout
 from cliffstore.store.objects import ObjectStore
 
 
@@ -28,16 +28,26 @@ def committed(objects: ObjectStore, capture: str) -> set[int]:
 
 
 def read_all(objects: ObjectStore, capture: str, listed: Sequence[str] | None = None) -> list[Receipt]:
-    """Return the receipts of a capture in the order of their units. `listed`: its keys, where they are known."""
+    """Return the receipts of a capture in the order of their units.
+
+    Parameters
+    ----------
+    listed : the keys of its receipts and errors, where they are known
+
+    Raises
+    ------
+    DamagedStoreError
+        One is damaged.
+    """
     listed = objects.list(layout.receipts_of(capture)) if listed is None else listed
     keys = [key for key in listed if layout.unit_of(key) is not None]
-    found = (Receipt.model_validate_json(content) for _, content in objects.get_many(keys))
+    found = documents.read_many(objects, Receipt, keys)
     return sorted(found, key=lambda receipt: receipt.unit)
 
 
 def read_one(objects: ObjectStore, capture: str, unit: int) -> Receipt:
     """Return one receipt. Raises FileNotFoundError where the unit is not extracted."""
-    return Receipt.model_validate_json(objects.get(layout.receipt(capture, unit)))
+    return documents.read(objects, Receipt, layout.receipt(capture, unit))
 
 
 def failed(listed: Sequence[str]) -> list[str]:
@@ -51,4 +61,4 @@ def read_errors(objects: ObjectStore, capture: str, listed: Sequence[str] | None
     """Return the recorded errors of a capture's units that have no receipt. `listed` as for `read_all`."""
     keys = failed(objects.list(layout.receipts_of(capture)) if listed is None else listed)
     # The next attempt, made meanwhile, removes an error.
-    return [UnitError.model_validate_json(content) for _, content in objects.get_many(keys, missing_ok=True)]
+    return list(documents.read_many(objects, UnitError, keys, missing_ok=True))
