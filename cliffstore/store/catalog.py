@@ -85,6 +85,8 @@ class Catalog:
         self._failed, self._readers = FailedCalls(), Readers()
         self._register_views()
         register_functions(self.connection, reader, self._failed)
+        # DuckDB draws its bar on standard output, where answers go.
+        self.connection.execute("SET enable_progress_bar = false")
         self.connection.execute("SET lock_configuration = true")
 
     def __enter__(self) -> Catalog:
