@@ -16,6 +16,8 @@ from cliffstore.schema import damaged
 from cliffstore.store.objects import ObjectStore
 
 PROVENANCE = "cliffstore"
+_HOLE_BYTES = 128 << 10
+"""A request costs as much time as reading this much that nobody wants."""
 
 
 def encode(table: pa.Table, provenance: Mapping[str, str]) -> bytes:
@@ -97,6 +99,48 @@ def dataset(
     return ds.FileSystemDataset(fragments, schema, form, filesystem)
 
 
+def read_piece(handler: PatientHandler, piece: ds.ParquetFileFragment, schema: pa.Schema) -> pa.Table:
+    """Read the row groups of a fragment on this thread alone.
+
+    Parameters
+    ----------
+    schema : of the result; columns that the object lacks are what the fragment says of it, or null
+    """
+    groups, metadata = [group.id for group in piece.row_groups], piece.metadata
+    file = handler.file(piece.path)
+    file.fetch(_ranges(metadata, groups, schema.names))
+    with pa.PythonFile(file, mode="r") as source, pq.ParquetFile(source, metadata=metadata) as parquet:
+        held = [name for name in schema.names if name in parquet.schema_arrow.names]
+        table = parquet.read_row_groups(groups, columns=held, use_threads=False)
+    known = ds.get_partition_keys(piece.partition_expression)
+    n_rows = sum(group.num_rows for group in piece.row_groups)
+
+    def column(field: pa.Field) -> pa.ChunkedArray | pa.Array:
+        if field.name not in held:
+            return pa.repeat(pa.scalar(known.get(field.name), field.type), n_rows)
+        found = table[field.name]
+        return found if found.type == field.type else found.cast(field.type)
+
+    return pa.table([column(field) for field in schema], schema=schema)
+
+
+def _ranges(metadata: pq.FileMetaData, groups: Sequence[int], columns: Sequence[str]) -> list[tuple[int, int]]:
+    """Return first and last byte of what is to be read of some row groups; what lies close together in one range."""
+    chunks = []
+    for group in map(metadata.row_group, groups):
+        for chunk in map(group.column, range(group.num_columns)):
+            if any(chunk.path_in_schema == name or chunk.path_in_schema.startswith(f"{name}.") for name in columns):
+                first = chunk.dictionary_page_offset or chunk.data_page_offset
+                chunks.append((first, first + chunk.total_compressed_size))
+    ranges: list[tuple[int, int]] = []
+    for first, last in sorted(chunks):
+        if ranges and first - ranges[-1][1] <= _HOLE_BYTES:
+            ranges[-1] = (ranges[-1][0], max(last, ranges[-1][1]))
+        else:
+            ranges.append((first, last))
+    return ranges
+
+
 class PatientHandler(pa.fs.FSSpecHandler):
     """Files of a store for Arrow; what fails in passing is done again."""
 
@@ -105,8 +149,12 @@ class PatientHandler(pa.fs.FSSpecHandler):
         self._objects = objects
         self._sizes = {objects.path(key): size for key, size in sizes.items()}
 
+    def file(self, path: str) -> _PatientFile:
+        """Return a file for Python."""
+        return _PatientFile(self._objects, path, self._sizes[path])
+
     def open_input_file(self, path: str) -> pa.PythonFile:
-        return pa.PythonFile(_PatientFile(self._objects, path, self._sizes[path]), mode="r")
+        return pa.PythonFile(self.file(path), mode="r")
 
     def open_input_stream(self, path: str) -> pa.PythonFile:
         return self.open_input_file(path)
@@ -117,6 +165,7 @@ class _PatientFile(io.RawIOBase):
 
     def __init__(self, objects: ObjectStore, path: str, size: int | None = None) -> None:
         self._objects, self._path, self._at = objects, path, 0
+        self._fetched: list[tuple[int, bytes]] = []
         self._size = int(objects.patiently(lambda: objects.fs.size(path))) if size is None else size
 
     def size(self) -> int:
@@ -140,7 +189,19 @@ class _PatientFile(io.RawIOBase):
         last = self._size if size is None or size < 0 else min(first + size, self._size)
         if last <= first:
             return b""
+        content = next(
+            (held[first - at : last - at] for at, held in self._fetched if at <= first < at + len(held)), b""
+        )
+        if len(content) < last - first:
+            content = self._range(first, last)
+        self._at = last
+        return content
+
+    def fetch(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Read ranges of bytes that will be asked for."""
+        self._fetched = [(first, self._range(first, last)) for first, last in ranges]
+
+    def _range(self, first: int, last: int) -> bytes:
         fs, path = self._objects.fs, self._path
         content: bytes = self._objects.patiently(lambda: fs.cat_file(path, start=first, end=last))
-        self._at = last
         return content

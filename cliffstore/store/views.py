@@ -4,9 +4,9 @@ DuckDB takes a pyarrow dataset for a table. It asks for its schema when a statem
 `scanner(columns, filter).to_reader()` when one is run; `View` answers these two. So a view that no statement names
 costs nothing, though it is listed and described like any other.
 
-Arrow reads ahead on threads of its own. Where a LIMIT cuts a scan short they go on reading, and reads that call back
-into Python hang or abort the interpreter when it exits. So what is read through Python is read by calls that return
-once they have read everything, a few row groups each, on threads that `Readers.close` waits for.
+Arrow reads on threads of its own, and ahead. Where these call back into Python (a read that a LIMIT has left behind, or
+no more than letting go of a file) while the interpreter exits, it hangs or aborts. So what is read through Python is
+read and decoded a few row groups at a time, each by one of Python's threads, which `Readers.close` waits for.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import pyarrow.dataset as ds
 import pyarrow.fs
 
 from cliffstore.errors import CliffstoreError, DamagedStoreError
+from cliffstore.store import tables
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -30,8 +31,6 @@ Found = Callable[[Sequence[str]], ds.Dataset]
 
 _READERS = 16
 _PIECE_BYTES = 4 << 20
-_FEW_READS = ds.ParquetFragmentScanOptions(cache_options=pa.CacheOptions(hole_size_limit=128 << 10))
-"""A request costs as much time as reading this much that nobody wants."""
 
 
 class Readers:
@@ -117,15 +116,17 @@ def _calls_python(found: ds.Dataset) -> bool:
 def _in_whole_reads(
     found: ds.FileSystemDataset, columns: list[str], filter: ds.Expression | None, readers: Readers
 ) -> Iterator[pa.RecordBatch]:
-    schema = found.schema
+    schema, handler = found.schema, found.filesystem.handler
+    # Arrow does not tell which columns an expression needs; one more than these is no harm.
+    needed = [name for name in schema.names if name in columns or (filter is not None and name in str(filter))]
+    narrow = pa.schema([schema.field(name) for name in needed])
 
     def pieces(file: ds.ParquetFileFragment) -> list[ds.ParquetFileFragment]:
         return _pieces(file if filter is None else file.subset(filter, schema=schema))
 
     def read(piece: ds.ParquetFileFragment) -> pa.Table:
-        return piece.to_table(
-            schema=schema, columns=columns, filter=filter, fragment_scan_options=_FEW_READS, use_threads=False
-        )
+        table = tables.read_piece(handler, piece, narrow)
+        return (table if filter is None else table.filter(filter)).select(columns)
 
     files = readers.map(pieces, found.get_fragments(filter))
     for table in readers.map(read, (piece for file in files for piece in file)):

@@ -131,6 +131,35 @@ def test_process_ends_cleanly(times: int, arguments: tuple[str, ...], served: Se
         assert ended.stdout
 
 
+def test_process_does_not_wait_for_reads_that_nobody_needs(tmp_path: Path) -> None:
+    """Arrow's threads, still reading through Python when the interpreter exits, would hang or abort it."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import time\n"
+        "from fsspec.implementations.memory import MemoryFileSystem\n"
+        "from made_up_store import make_store\n"
+        "from cliffstore.run.store import Store\n"
+        "from cliffstore.store import plans\n"
+        "from cliffstore.store.objects import ObjectStore\n"
+        "plans.PART_UNITS = 1\n"
+        "make_store(ObjectStore('memory://many/store'), range(100))\n"
+        "read = MemoryFileSystem.cat_file\n"
+        "MemoryFileSystem.cat_file = lambda *a, **k: (time.sleep(0.02), read(*a, **k))[1]\n"
+        "with Store('memory://many/store') as store:\n"
+        "    print(len(store.catalog.arrow('SELECT * FROM tokens LIMIT 1')))\n"
+    )
+    path = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parents[2])])
+    for _ in range(4):
+        ended = subprocess.run(
+            [sys.executable, str(script)],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": path},
+            timeout=120,
+        )
+        assert (ended.returncode, ended.stdout, ended.stderr) == (0, "1\n", "")
+
+
 def test_process_that_reads_through_zarr_ends_cleanly(azure: Storage, tmp_path: Path) -> None:
     """The file system of a scheme that only fsspec speaks is closed when the interpreter exits, in its own loop."""
     objects = ObjectStore(azure.new_url(), azure.options)
