@@ -4,8 +4,11 @@ usage: python benchmarks/many_units.py [--units 20000] [--layers 32] [--rounds 3
 
 The store is made up (tests/made_up_store.py): a plan, whose units have four tiny examples each, a capture, and a
 receipt a unit with the digests of its layers, written by cliffstore's own writers; there are no vectors, for no query
-here reads one. The server is rclone over the same folder. Seconds are medians over `--rounds` processes, from opening
-the store to the last row of the answer. Requests are counted in one more process each, by a proxy before the server.
+here reads one. The server is rclone over the same folder. Seconds are medians over `--rounds` processes, from opening the
+store to the last row of the answer, and what of them the process itself computed. Requests are counted in one more
+process each, by a proxy before the server.
+
+Set PYTHONPATH to the checkout where another one is installed.
 """
 
 from __future__ import annotations
@@ -45,20 +48,20 @@ ONE_QUERY = """
 import json, sys, time
 from cliffstore.run.store import Store
 url, options, query = json.loads(sys.argv[1])
-begin = time.perf_counter()
+begin, cpu = time.perf_counter(), time.process_time()
 with Store(url, options) as store:
     answer = store.info()["captures"][0]["units_extracted"] if query == "info" else store.sql(query).fetchall()
-    seconds = time.perf_counter() - begin
-print(json.dumps([seconds, str(answer)]))
+    seconds, cpu = time.perf_counter() - begin, time.process_time() - cpu
+print(json.dumps([seconds, cpu, str(answer)]))
 """
 
 
-def ask(url: str, options: dict[str, object], query: str) -> tuple[float, str]:
-    """Open a store and query it in a process of its own. Return seconds and answer."""
+def ask(url: str, options: dict[str, object], query: str) -> tuple[float, float, str]:
+    """Open a store and query it in a process of its own. Return seconds, seconds of the processor, and answer."""
     command = [sys.executable, "-c", ONE_QUERY, json.dumps([url, options, query])]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=HERE.parent)
-    seconds, answer = json.loads(done.stdout)
-    return seconds, answer
+    seconds, cpu, answer = json.loads(done.stdout)
+    return seconds, cpu, answer
 
 
 def main() -> None:
@@ -69,7 +72,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--no-s3", action="store_true")
     given = parser.parse_args()
-    table = Table("where", "query", "answer", "seconds", "requests", title=f"{given.units:,} units")
+    table = Table("where", "query", "answer", "seconds", "processor", "requests", title=f"{given.units:,} units")
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         root = Path(folder)
         begin = time.perf_counter()
@@ -88,8 +91,8 @@ def main() -> None:
                     with proxy(storage.port, weather) as port:
                         ask(url, storage.through(port).options, query)
                     requests = f"{sum(weather.requests.values()):,}"
-                seconds = statistics.median(seconds for seconds, _ in found)
-                table.add_row(where, query, found[0][1], f"{seconds:.2f}", requests)
+                seconds, cpu = (f"{statistics.median(one[which] for one in found):.2f}" for which in (0, 1))
+                table.add_row(where, query, found[0][2], seconds, cpu, requests)
     Console(width=120).print(table)
 
 
