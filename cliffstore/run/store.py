@@ -21,9 +21,9 @@ from cliffstore.run.progress import LineReporter, Reporter
 from cliffstore.run.repair import RepairReport, repair_store
 from cliffstore.run.verification import verify
 from cliffstore.schema import ProbeDocument
-from cliffstore.store import receipts
+from cliffstore.store import layout, receipts
 from cliffstore.store.catalog import Catalog
-from cliffstore.store.probes import write_probe
+from cliffstore.store.probes import list_probes, write_probe
 from cliffstore.store.reader import StoreReader, compact_ranges
 from cliffstore.store.verify import VerifyReport
 from cliffstore.store.writer import capture_specs
@@ -115,17 +115,6 @@ class Store:
                     "bytes_per_row": sum(spec.bytes_per_row for spec in specs),
                 }
             )
-        names = {
-            view: [
-                row[0] for row in self.catalog.connection.execute(f"SELECT DISTINCT {column} FROM {view}").fetchall()
-            ]
-            for view, column in (
-                ("probes", "probe"),
-                ("scores", "probe"),
-                ("cliffs", "probe"),
-                ("selections", "selection"),
-            )
-        }
         return {
             "store": self.reader.url,
             "format_version": manifest.format_version,
@@ -134,8 +123,14 @@ class Store:
             "unit_rows": manifest.chunking.unit_rows,
             "plans": plans,
             "captures": captures,
-            **{view: sorted(found) for view, found in names.items()},
+            "probes": [probe.name for probe in list_probes(self.reader.objects)],
+            "scores": self.reader.objects.folders(layout.SCORES),
+            "cliffs": self._tables_in(layout.CLIFFS),
+            "selections": self._tables_in(layout.SELECTIONS),
         }
+
+    def _tables_in(self, folder: str) -> list[str]:
+        return sorted(layout.stem(key) for key in self.reader.objects.list(folder) if key.endswith(".parquet"))
 
     def verify(self, sample: str | None = None, seed: int | None = None) -> VerifyReport:
         """Check everything that is there, or some units (`100`, `5%`) that a seed chooses."""
@@ -247,7 +242,7 @@ class Store:
         return report
 
     def _only_ranked_probe(self) -> str:
-        ranked = [row[0] for row in self.catalog.connection.execute("SELECT DISTINCT probe FROM cliffs").fetchall()]
+        ranked = [row["probe"] for row in self.catalog.arrow("SELECT DISTINCT probe FROM cliffs").to_pylist()]
         if len(ranked) != 1:
             known = ", ".join(sorted(ranked)) or "none yet; run `cliffstore cliff`"
             raise ProbeError(f"say which probe with --probe; probes with cliffs: {known}")

@@ -29,7 +29,7 @@ class ProbeKey:
 def scored_units(objects: ObjectStore, probe: ProbeKey) -> set[int]:
     """Return units whose scores were made with these very weights."""
     keys = [key for key in objects.list(layout.scores_of(probe.name)) if key.endswith(".json")]
-    found = (documents.read(objects, ScoreReceipt, key) for key in keys)
+    found = documents.read_many(objects, ScoreReceipt, keys)
     return {receipt.unit for receipt in found if receipt.probe_digest == probe.digest}
 
 

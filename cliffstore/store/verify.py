@@ -76,7 +76,7 @@ def verify_store(
     except DamagedStoreError:
         pass  # it is among the findings
     with Readers() as readers:
-        inventory, findings = take_inventory(objects, readers)
+        inventory, findings = take_inventory(objects)
         manifest = inventory.documents.get(layout.MANIFEST)
         if not isinstance(manifest, Manifest):
             return VerifyReport(documents=inventory.n_documents, findings=_in_order(findings))

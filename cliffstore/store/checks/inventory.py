@@ -16,7 +16,6 @@ from cliffstore.errors import DamagedStoreError
 from cliffstore.schema import DOCUMENTS, Document, ProbeDocument, damaged
 from cliffstore.store import documents, layout
 from cliffstore.store.checks.findings import Action, Finding, Kind
-from cliffstore.store.checks.readers import Readers
 from cliffstore.store.objects import ObjectStore
 
 D = TypeVar("D", bound=Document)
@@ -59,7 +58,7 @@ class Inventory:
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """One object: its bytes, and what is wrong with it (None: nothing)."""
+    """One object: its bytes where they are to be compared, and what is wrong with it (None: nothing)."""
 
     content: bytes = b""
     document: Document | None = None
@@ -67,7 +66,7 @@ class _Look:
     problem: str = ""
 
 
-def take_inventory(objects: ObjectStore, readers: Readers) -> tuple[Inventory, list[Finding]]:
+def take_inventory(objects: ObjectStore) -> tuple[Inventory, list[Finding]]:
     """List a store and read its documents."""
     listed = objects.list("", temporary=True)
     whole = [key for key in listed if not layout.is_temporary(key)]
@@ -80,23 +79,18 @@ def take_inventory(objects: ObjectStore, readers: Readers) -> tuple[Inventory, l
     findings += [_unknown(key) for key in kinds.get("", ())]
     findings += [_unknown(copy) for key, copy in copied.items() if layout.kind_of(key) not in layout.COPIED]
     there = frozenset(originals)
-
-    def judge(key: str) -> tuple[str, Document | None, list[Finding]]:
-        kind = layout.kind_of(key)
-        original = _look(objects, key, key) if key in there else _MISSING
-        if kind not in layout.COPIED:
-            return key, original.document, _single(key, original)
-        copy = _look(objects, key, copied[key]) if key in copied else _MISSING
-        found = original if original.kind is None else copy
-        return key, found.document, _pair(key, str(kind), original, copy)
-
-    believed: dict[str, Document] = {}
     keys = _documents_of(kinds, copied)
-    for key, document, wrong in readers.each(judge, keys):
-        findings += wrong
+    places = [*(key for key in keys if key in there), *(copied[key] for key in keys if key in copied)]
+    looks = {place: _look(place, content) for place, content in objects.get_many(places, missing_ok=True)}
+    believed: dict[str, Document] = {}
+    for key in keys:
+        own, copy = looks.get(key, _MISSING), looks.get(layout.copy_of(key), _MISSING)
+        is_pair = layout.kind_of(key) in layout.COPIED
+        findings += _pair(key, own, copy) if is_pair else _single(key, own)
+        document = copy.document if is_pair and own.kind is not None else own.document
         if document is not None:
             believed[key] = document
-    inventory = Inventory(objects, there, kinds, believed, len(keys) + len(copied))
+    inventory = Inventory(objects, there, kinds, believed, len(places))
     weights = sorted({*kinds.get("weights", ()), *(key for key in copied if layout.kind_of(key) == "weights")})
     for key in weights:
         findings += _weights(inventory, key, key in there, key in copied)
@@ -111,18 +105,17 @@ def _documents_of(kinds: Mapping[str, Sequence[str]], copied: Iterable[str]) -> 
 _MISSING = _Look(kind=Kind.MISSING, problem="is missing")
 
 
-def _look(objects: ObjectStore, key: str, place: str) -> _Look:
-    """Read a document that belongs under `key` and lies under `place`."""
+def _look(place: str, content: bytes) -> _Look:
+    """Judge a document, or a copy, by itself."""
+    key = layout.original_of(place) or place
+    kind = str(layout.kind_of(key))
     try:
-        content = objects.get(place)
-        document = documents.parse(DOCUMENTS[str(layout.kind_of(key))], key, content)
+        document = documents.parse(DOCUMENTS[kind], key, content)
         if document.to_bytes() != content:
             raise damaged(key, "is not written as cliffstore writes it")
-    except FileNotFoundError:
-        return _MISSING
     except DamagedStoreError as error:
         return _Look(kind=Kind.DAMAGED, problem=error.problem)
-    return _Look(content, document)
+    return _Look(content if kind in layout.COPIED else b"", document)
 
 
 def _weights(inventory: Inventory, key: str, there: bool, copied: bool) -> list[Finding]:
@@ -147,7 +140,7 @@ def _weights(inventory: Inventory, key: str, there: bool, copied: bool) -> list[
             return _Look(kind=Kind.DAMAGED, problem=f"differs from its digest in {owner}")
         return _Look(content)
 
-    return _pair(key, "weights", look(key) if there else _MISSING, look(layout.copy_of(key)) if copied else _MISSING)
+    return _pair(key, look(key) if there else _MISSING, look(layout.copy_of(key)) if copied else _MISSING)
 
 
 def _single(key: str, look: _Look) -> list[Finding]:
@@ -159,13 +152,13 @@ def _single(key: str, look: _Look) -> list[Finding]:
     return [Finding(key, look.kind, look.problem, action, name, layout.unit_of(key))]
 
 
-def _pair(key: str, kind: str, original: _Look, copy: _Look) -> list[Finding]:
+def _pair(key: str, original: _Look, copy: _Look) -> list[Finding]:
     """Judge an object and its copy."""
     place = layout.copy_of(key)
     if original.kind is None and copy.kind is None:
         if original.content == copy.content:
             return []
-        if kind in _REPLACED:
+        if layout.kind_of(key) in _REPLACED:
             return [Finding(place, Kind.DISAGREES, f"is older than {key}", Action.RESTORE, key)]
         return [Finding(key, Kind.DISAGREES, f"differs from {place}, and both are sealed: remove the wrong one")]
     if original.kind is None:
