@@ -83,8 +83,12 @@ class Catalog:
         self.reader = reader
         self.connection = duckdb.connect(config={"enable_external_access": False, "python_enable_replacements": False})
         self._failed, self._readers = FailedCalls(), Readers()
-        self._register_views()
-        register_functions(self.connection, reader, self._failed)
+        try:
+            self._register_views()
+            register_functions(self.connection, reader, self._failed)
+        except BaseException:
+            self.close()  # otherwise DuckDB complains, when the process ends, about what it still holds
+            raise
         # DuckDB draws its bar on standard output, where answers go.
         self.connection.execute("SET enable_progress_bar = false")
         self.connection.execute("SET lock_configuration = true")

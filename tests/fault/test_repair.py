@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -389,6 +391,7 @@ def test_readers_say_in_one_line_what_is_damaged(whole: Case, objects: ObjectSto
     objects.put(key, objects.get(key)[:-9])
     commands = [
         ["info", objects.url],
+        ["sql", objects.url, "SELECT sum(seconds) FROM units"],
         ["sql", objects.url, f"SELECT sum(score('{PROBE}', row)) FROM tokens"],
         ["score", objects.url, "--probe", PROBE],
         ["extract", whole.corpus, "--model", whole.model, "--store", objects.url, "--layers", "3"],
@@ -401,6 +404,16 @@ def test_readers_say_in_one_line_what_is_damaged(whole: Case, objects: ObjectSto
         lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
         assert len(lines) == 1
         assert key in lines[0] or key.rsplit("/", 1)[0] in lines[0]
+
+
+def test_damaged_store_leaves_no_noise_behind(objects: ObjectStore) -> None:
+    """DuckDB complains at the end of a process about a connection that nobody closed."""
+    flip(objects, first(objects, "capture"))
+    command = [sys.executable, "-m", "cliffstore.cli.main", "sql", objects.url, "SELECT 1"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (result.returncode, result.stdout) == (1, "")
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: captures/")
 
 
 def test_on_s3(whole: Case, moto_s3: Storage) -> None:
