@@ -194,6 +194,7 @@ class ProbeDocument(Document):
     shuffled_auroc: float = Field(description="mean validation AUROC over fits on shuffled labels; .5 is expected")
     layers: list[LayerMetrics]
     digest: str = Field(description="sha256 of w and b")
+    inputs: str = Field(description="sha256 over settings, captures, and rows and labels of all examples used")
     cliffstore_version: str
 
 

@@ -6,6 +6,9 @@ without thinking has no plateau and no cliff; it stays in the table, with null i
 
 Where not all positions are stored, the mean goes over the thinking tokens that are, and the steepest position ends
 the largest fall from one stored token to the next, however far apart they are.
+
+Sums are over tokens in their order, so that equal scores give equal cliffs to the last bit, in whatever order they
+are read and on however many threads.
 """
 
 from __future__ import annotations
@@ -14,16 +17,18 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from cliffstore import __version__
 from cliffstore.errors import ProbeError
 from cliffstore.schema import CLIFFS
 from cliffstore.store import layout, tables
 from cliffstore.store.catalog import Catalog
 from cliffstore.store.probes import read_probe
+from cliffstore.store.scores import ProbeKey, scores_digest
 
 CLIFF_SQL = """
 WITH s AS (SELECT example, position, to_decision, segment, score FROM scores WHERE probe = $probe),
 ends AS (
-    SELECT example, avg(score) FILTER (segment = 'think') AS plateau,
+    SELECT example, list_avg(list(score ORDER BY position) FILTER (segment = 'think')) AS plateau,
            max(score) FILTER (to_decision = 0) AS final,
            count(*) FILTER (segment = 'think') AS n_think,
            min(position) FILTER (segment = 'think') AS first_think
@@ -70,29 +75,46 @@ class CliffReport:
 
 
 def rank_cliffs(catalog: Catalog, probe: str) -> CliffReport:
-    """Compute the cliff of every scored example and write `cliffs/<probe>.parquet`.
+    """Compute the cliff of every scored example and write `cliffs/<probe>.parquet`, unless that was done already.
 
     Raises
     ------
     ProbeError
         There is no such probe, or it has no scores, or none that a cliff could be made of.
     """
-    document, _ = read_probe(catalog.reader.objects, probe)
+    objects, key = catalog.reader.objects, layout.cliffs_table(probe)
+    document, _ = read_probe(objects, probe)
+    scores = scores_digest(objects, ProbeKey(probe, document.digest, document.capture))
+    held = tables.read(objects, key) if objects.exists(key) else None
+    if held is not None:
+        made_from = tables.provenance_of(held)
+        if (made_from.get("version"), made_from.get("scores")) == (__version__, scores):
+            return _report(probe, held, int(made_from["partial_thinking"]))
     table = cliff_table(catalog, probe)
     if not table.num_rows:
         raise ProbeError(
             f"probe {probe!r} has no scores yet: run `cliffstore score {catalog.reader.url} --probe {probe}`"
         )
     gaps = catalog.arrow(GAPS_SQL, {"probe": probe}).to_pylist()[0]
-    without_decision = table["final"].null_count
-    if table["cliff"].null_count == table.num_rows and (gaps["absent"] or without_decision):
+    if table["cliff"].null_count == table.num_rows and (gaps["absent"] or table["final"].null_count):
         raise ProbeError(
             "no example has scores both in its thinking and at its decision position: extract with `think,decision` "
             "among the --positions, into another --store"
         )
-    provenance = {"capture": document.capture, "probe": probe, "probe_digest": document.digest}
-    tables.write(catalog.reader.objects, layout.cliffs_table(probe), table, provenance)
-    return CliffReport(probe, table.num_rows, table["plateau"].null_count, without_decision, gaps["partial"])
+    provenance = {
+        "capture": document.capture,
+        "probe": probe,
+        "probe_digest": document.digest,
+        "scores": scores,
+        "partial_thinking": str(gaps["partial"]),
+    }
+    tables.write(objects, key, table, provenance)
+    return _report(probe, table, gaps["partial"])
+
+
+def _report(probe: str, cliffs: pa.Table, partial_thinking: int) -> CliffReport:
+    without_thinking, without_decision = cliffs["plateau"].null_count, cliffs["final"].null_count
+    return CliffReport(probe, cliffs.num_rows, without_thinking, without_decision, partial_thinking)
 
 
 def cliff_table(catalog: Catalog, probe: str) -> pa.Table:

@@ -7,8 +7,10 @@ fitting or in choosing the layer.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +34,8 @@ _MAX_ITERATIONS = 2_000
 _TRUE_FALSE = ({"0", "1"}, {"false", "true"})
 
 Notice = Callable[[str], None]
+Begin = Callable[[int], None]
+Advance = Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,29 +63,69 @@ class LabelledRows:
     prompts: tuple[str, ...]
 
 
-def fit_probe(catalog: Catalog, settings: ProbeSettings, notice: Notice) -> tuple[ProbeDocument, ProbeWeights]:
-    """Fit a probe for each layer and keep the layer with the best validation AUROC (equal AUROC: the lower log loss).
+@dataclass(frozen=True, slots=True)
+class FitInputs:
+    """All that a fit depends on, vectors apart: the layers and captures to read, and which rows have which label."""
+
+    settings: ProbeSettings
+    alias: str
+    layers: tuple[int, ...]
+    captures: tuple[str, ...]
+    positive: str
+    labels: LabelledRows
+    test: LabelledRows | None
+
+    @property
+    def digest(self) -> str:
+        """sha256: a probe fitted on equal inputs is the same probe, whatever its name."""
+        named = {**asdict(self.settings), "name": "", "alias": self.alias, "layers": self.layers}
+        found = hashlib.sha256(json.dumps([named, self.captures, self.positive]).encode())
+        for rows in (self.labels, self.test):
+            if rows is not None:
+                found.update(rows.rows_N.tobytes() + rows.y_N.tobytes() + json.dumps(rows.prompts).encode())
+        return found.hexdigest()
+
+
+def find_inputs(catalog: Catalog, settings: ProbeSettings, notice: Notice) -> FitInputs:
+    """Return what a fit would use.
 
     Raises
     ------
     ProbeError
-        One class only, too few examples, an unknown label.
+        One class only, an unknown label.
     StoreError
         A layer or site is not captured.
     """
     reader = catalog.reader
     alias = settings.model or reader.default_alias()
     layers = captured_layers(reader, settings.site, alias, settings.layers)
+    captures = tuple(reader.find_array(settings.site, layer, alias)[0].capture for layer in layers)
     labels, positive = _read_labels(catalog, settings, settings.where, notice)
-    split = grouped_split(labels.y_N, labels.prompts, settings.seed)
     test = _test_rows(catalog, settings, labels, positive, notice)
+    return FitInputs(settings, alias, tuple(layers), captures, positive, labels, test)
+
+
+def fit_probe(
+    reader: StoreReader, inputs: FitInputs, begin: Begin, advance: Advance
+) -> tuple[ProbeDocument, ProbeWeights]:
+    """Fit a probe for each layer and keep the layer with the best validation AUROC (equal AUROC: the lower log loss).
+
+    Raises
+    ------
+    ProbeError
+        Too few examples.
+    """
+    settings, alias, labels, test = inputs.settings, inputs.alias, inputs.labels, inputs.test
+    split = grouped_split(labels.y_N, labels.prompts, settings.seed)
     fits: list[tuple[LayerMetrics, ProbeWeights]] = []
-    for layer in layers:
+    begin(len(inputs.layers))
+    for layer in inputs.layers:
         vectors_ND = reader.vectors(settings.site, layer, labels.rows_N, alias)
         weights = fit_logistic(vectors_ND[split.train], labels.y_N[split.train], settings.c)
         held_out = (vectors_ND[split.validation], labels.y_N[split.validation])
         unseen = (reader.vectors(settings.site, layer, test.rows_N, alias), test.y_N) if test else None
         fits.append((_metrics(layer, weights, held_out, unseen), weights))
+        advance()
     best, weights = max(fits, key=lambda fit: (fit[0].auroc, -fit[0].log_loss, -fit[0].layer))
     capture, _ = reader.find_array(settings.site, best.layer, alias)
     vectors_ND = reader.vectors(settings.site, best.layer, labels.rows_N, alias)
@@ -96,7 +140,7 @@ def fit_probe(catalog: Catalog, settings: ProbeSettings, notice: Notice) -> tupl
         layer=best.layer,
         positions="decision",
         label=settings.label,
-        positive=positive,
+        positive=inputs.positive,
         where=settings.where,
         test_where=settings.test_where,
         seed=settings.seed,
@@ -107,6 +151,7 @@ def fit_probe(catalog: Catalog, settings: ProbeSettings, notice: Notice) -> tupl
         shuffled_auroc=shuffled_auroc(vectors_ND, labels.y_N, split, settings.c, settings.seed),
         layers=[metrics for metrics, _ in fits],
         digest=weights.digest,
+        inputs=inputs.digest,
         cliffstore_version=__version__,
     )
     return document, weights

@@ -84,9 +84,11 @@ def select_examples(
     }
     content = tables.encode(table, provenance)
     key = layout.selection_table(name)
-    if reader.objects.exists(key) and not replace and reader.objects.get(key) != content:
+    held = reader.objects.get(key) if reader.objects.exists(key) else None
+    if held not in (None, content) and not replace:
         raise SelectionError(f"selection {name!r} is there already: choose another --name, or pass --replace")
-    reader.objects.put(key, content)
+    if held != content:
+        reader.objects.put(key, content)
     lowest = float(chosen["value"][n_chosen - 1].as_py())
     return SelectionReport(name, strategy, probe, candidates, ranked.num_rows - candidates, n_chosen, lowest)
 

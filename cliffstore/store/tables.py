@@ -38,6 +38,13 @@ def read(objects: ObjectStore, key: str, columns: Sequence[str] | None = None) -
     return pq.read_table(pa.BufferReader(objects.get(key)), columns=list(columns) if columns else None)
 
 
+def provenance_of(table: pa.Table) -> dict[str, str]:
+    """Return the provenance of a table that was read whole."""
+    metadata = table.schema.metadata or {}
+    known = {key.decode(): value.decode() for key, value in metadata.items()}
+    return {key.removeprefix(f"{PROVENANCE}."): value for key, value in known.items() if key.startswith(PROVENANCE)}
+
+
 def schema_of(objects: ObjectStore, key: str) -> pa.Schema:
     """Return the schema of one Parquet object, without its provenance."""
     return pq.read_schema(pa.BufferReader(objects.get(key))).remove_metadata()
