@@ -83,7 +83,8 @@ def _merged(values: Mapping[str, object], overrides: Mapping[str, object]) -> di
 
 def _explain(error: ValidationError, kind: type[Settings]) -> str:
     """Return one line for the user. Values of storage options and of unknown keys may be secrets and are not shown."""
-    first = error.errors()[0]
+    unknown_first = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+    first = unknown_first[0]  # a misspelt option is missing under its right name too
     *sections, last = [str(part).replace("_", "-") for part in first["loc"]] or [""]
     option = ".".join([*sections, last])
     if first["type"] == "missing":
