@@ -180,16 +180,14 @@ class TerminalReporter:
 
 
 def wants_events() -> bool:
-    """Return whether events are wanted in place of log lines."""
-    return os.environ.get(LOG_VARIABLE, "").lower() == "json"
+    """Return whether events are wanted in place of log lines; a terminal has people in front of it."""
+    return os.environ.get(LOG_VARIABLE, "").lower() == "json" and not sys.stderr.isatty()
 
 
 def choose_reporter() -> Reporter:
     """Return the reporter that fits standard error and the environment."""
-    if sys.stderr.isatty():
-        return TerminalReporter()
     if wants_events():
         from cliffstore.run.events import EventReporter
 
         return EventReporter()
-    return LineReporter()
+    return TerminalReporter() if sys.stderr.isatty() else LineReporter()
