@@ -52,11 +52,12 @@ def _split_at_commas(value: object) -> object:
 
 
 class ExtractConfig(Settings):
-    """Everything that `cliffstore extract` can be told. Only `corpus`, `model` and `store` are required."""
+    """Everything that `cliffstore extract` can be told. Only `model` and `store` are required."""
 
     corpus: Annotated[tuple[str, ...], BeforeValidator(_one_is_enough)] = Field(
-        min_length=1, description="files, folders or URLs"
+        default=(), description="files, folders or URLs; without any, the store's plans"
     )
+    append: bool = Field(default=False, description="add the corpus to a store that holds others")
     model: str = Field(description="local folder, hub name, or a .gguf file")
     store: str = Field(description="URL or path of the store")
     map: dict[str, str] = Field(default_factory=dict, description="known column -> column of the corpus")
@@ -91,7 +92,7 @@ class ExtractConfig(Settings):
 
     @classmethod
     def way_out(cls, option: str) -> str:
-        return "say CORPUS..." if option == "corpus" else f"say --{option}"
+        return f"say --{option}"
 
     @field_validator("model_alias")
     @classmethod

@@ -22,10 +22,10 @@ def quick_runs() -> Iterator[None]:
     A second thread gains nothing on a tiny model, and waits where other work has the cores. Not for tests that change
     a tokenizer in its folder.
     """
-    from cliffstore.run import planning
+    from cliffstore.run import planning, rendering
 
     loaded: dict[tuple[str, str | None], PreTrainedTokenizerBase] = {}
-    load = planning.load_tokenizer
+    load = rendering.load_tokenizer
 
     def load_once(source: ModelSource) -> PreTrainedTokenizerBase:
         key = (str(source.location), source.revision)
@@ -34,7 +34,8 @@ def quick_runs() -> Iterator[None]:
         return loaded[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planning, "load_tokenizer", load_once)
+        patch.setattr(rendering, "load_tokenizer", load_once)
         patch.setattr(planning, "tokenizer_digest", lru_cache(planning.tokenizer_digest))
         patch.setattr("cliffstore.run.executor.available_cpus", lambda: 1)
+        patch.setattr(planning, "available_cpus", lambda: 1)
         yield

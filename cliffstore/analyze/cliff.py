@@ -13,15 +13,17 @@ are read and on however many threads.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import pyarrow as pa
 
 from cliffstore import __version__
-from cliffstore.errors import ProbeError
-from cliffstore.schema import CLIFFS
-from cliffstore.store import layout, tables
+from cliffstore.errors import DamagedStoreError, ProbeError
+from cliffstore.schema import CLIFFS, CliffsDocument
+from cliffstore.store import documents, layout, tables
 from cliffstore.store.catalog import Catalog
+from cliffstore.store.objects import ObjectStore
 from cliffstore.store.probes import read_probe
 from cliffstore.store.scores import ProbeKey, scores_digest
 
@@ -75,21 +77,21 @@ class CliffReport:
 
 
 def rank_cliffs(catalog: Catalog, probe: str) -> CliffReport:
-    """Compute the cliff of every scored example and write `cliffs/<probe>.parquet`, unless that was done already.
+    """Compute the cliff of every scored example, unless that was done already for the scores that there are.
+
+    Writes `cliffs/<probe>.parquet` and its document.
 
     Raises
     ------
     ProbeError
         There is no such probe, or it has no scores, or none that a cliff could be made of.
     """
-    objects, key = catalog.reader.objects, layout.cliffs_table(probe)
+    objects = catalog.reader.objects
     document, _ = read_probe(objects, probe)
     scores = scores_digest(objects, ProbeKey(probe, document.digest, document.capture))
-    held = tables.read(objects, key) if objects.exists(key) else None
+    held = _held(objects, probe, scores)
     if held is not None:
-        made_from = tables.provenance_of(held)
-        if (made_from.get("version"), made_from.get("scores")) == (__version__, scores):
-            return _report(probe, held, int(made_from["partial_thinking"]))
+        return held
     table = cliff_table(catalog, probe)
     if not table.num_rows:
         raise ProbeError(
@@ -101,15 +103,35 @@ def rank_cliffs(catalog: Catalog, probe: str) -> CliffReport:
             "no example has scores both in its thinking and at its decision position: extract with `think,decision` "
             "among the --positions, into another --store"
         )
-    provenance = {
-        "capture": document.capture,
-        "probe": probe,
-        "probe_digest": document.digest,
-        "scores": scores,
-        "partial_thinking": str(gaps["partial"]),
-    }
-    tables.write(objects, key, table, provenance)
+    provenance = {"capture": document.capture, "probe": probe, "probe_digest": document.digest}
+    digest = tables.write(objects, layout.cliffs_table(probe), table, provenance)
+    documents.put(
+        objects,
+        CliffsDocument(
+            probe=probe,
+            probe_digest=document.digest,
+            capture=document.capture,
+            scores=scores,
+            examples=table.num_rows,
+            partial_thinking=gaps["partial"],
+            digest=digest,
+            cliffstore_version=__version__,
+        ),
+    )
     return _report(probe, table, gaps["partial"])
+
+
+def _held(objects: ObjectStore, probe: str, scores: str) -> CliffReport | None:
+    """Return the report of cliffs that are there, whole, and of these very scores; None where there are none."""
+    try:
+        document = documents.read(objects, CliffsDocument, layout.cliffs_document(probe))
+        content = objects.get(layout.cliffs_table(probe))
+    except (FileNotFoundError, DamagedStoreError):
+        return None
+    made_from = (document.scores, document.cliffstore_version, document.digest)
+    if made_from != (scores, __version__, hashlib.sha256(content).hexdigest()):
+        return None
+    return _report(probe, tables.decode(content), document.partial_thinking)
 
 
 def _report(probe: str, cliffs: pa.Table, partial_thinking: int) -> CliffReport:

@@ -152,6 +152,7 @@ def fit_probe(
         layers=[metrics for metrics, _ in fits],
         digest=weights.digest,
         inputs=inputs.digest,
+        file_digest=weights.file_digest,
         cliffstore_version=__version__,
     )
     return document, weights

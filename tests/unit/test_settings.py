@@ -68,7 +68,7 @@ def test_selection_of_a_ranking_takes_its_store_and_probe(tmp_path: Path) -> Non
         (ProbeConfig, "store: s\nnme: p\n", "option nme is not known"),
         (ProbeConfig, "name: p\n", "store is not given: say STORE"),
         (ExportConfig, "store: s\nselection: x\n", "output is not given: say --output"),
-        (ExtractConfig, "model: m\nstore: s\n", "corpus is not given: say CORPUS..."),
+        (ExtractConfig, "model: m\n", "store is not given: say --store"),
         (
             ProbeConfig,
             "store: s\nname: p\nseed: -1\n",
