@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from cliffstore.access import scheme_of
 from cliffstore.analyze.cliff import CliffReport, rank_cliffs
-from cliffstore.analyze.probe import ProbeSettings, find_inputs, fit_probe
+from cliffstore.analyze.labels import ProbeSettings, find_inputs
+from cliffstore.analyze.probe import fit_probe
 from cliffstore.analyze.score import ScoreReport, score_units
 from cliffstore.config import check_name
 from cliffstore.errors import ProbeError

@@ -21,6 +21,8 @@ from cliffstore.run.pipeline import run_pipeline
 from cliffstore.run.progress import LOG_VARIABLE, PIECE, LineReporter, Piece
 from cliffstore.settings import read_config
 
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "jobs" / "pipeline.example.yaml"
 Job = Callable[..., Result]
 
 
@@ -119,14 +121,22 @@ def test_options_win_over_the_file(job: Job, store: Path, tmp_path: Path) -> Non
     assert (selected.json["name"], selected.json["chosen"]) == ("x", 3)
 
 
-def test_settings_win_over_the_sections_of_a_pipeline(built: Built, tmp_path: Path, job: Job) -> None:
-    file = write_yaml(tmp_path / "p.yaml", pipeline_settings(built, tmp_path))
-    sets = ("extract.layers=3", "select.top=25%", "probe.seed=7", "export.target-text=I would rather not.")
-    result = job("pipeline", file, *(part for one in sets for part in ("--set", one)))
+def test_example_runs_with_settings_over_its_sections(built: Built, tmp_path: Path, job: Job) -> None:
+    sets = (
+        f"store={tmp_path / 'store'}", f"extract.corpus={built.corpus}", f"extract.model={built.model}",
+        f"export.output={tmp_path / 'train'}", "extract.layers=3", "select.top=25%", "probe.seed=7",
+        "export.target-text=I would rather not.",
+    )  # fmt: skip
+    result = job("pipeline", EXAMPLE, *(part for one in sets for part in ("--set", one)))
     assert result.code == 0, result.stderr
     report = result.json
     assert [one["layer"] for one in report["probe"]["layers"]] == [3]
     assert (report["probe"]["seed"], report["select"]["chosen"], report["export"]["rows"]) == (7, 5, 5)
+    assert (tmp_path / "train" / "train.parquet").exists()
+
+
+def test_example_is_the_one_in_the_readme() -> None:
+    assert f"```yaml\n{EXAMPLE.read_text()}```" in (ROOT / "README.md").read_text()
 
 
 # A pipeline that is run again.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import pty
 import re
 from datetime import datetime, timedelta
 
@@ -94,3 +96,61 @@ def test_every_end_is_an_event(capsys: Captured, monkeypatch: pytest.MonkeyPatch
     found = json.loads(event)
     assert (found["event"], found["exit_code"]) == ("exit", 2)
     assert line == f"error: {found['text']}"
+
+
+def test_terminal_has_a_progress_bar_even_in_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    master, slave = pty.openpty()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv(LOG_VARIABLE, "json")
+    with os.fdopen(slave, "w") as terminal, os.fdopen(master, "rb", buffering=0) as screen:
+        monkeypatch.setattr("sys.stderr", terminal)
+        reporter = choose_reporter()
+        reporter.begin("extract", 3, 1)
+        reporter.advance(Piece(tokens=10))
+        reporter.notice("mind the gap")
+        reporter.end()
+        terminal.flush()
+        shown = screen.read(65_536).decode()
+    assert "extract" in shown
+    assert "2/3" in shown
+    assert "tokens/s" in shown
+    assert "note: mind the gap" in shown
+    assert '"event"' not in shown
+
+
+def test_a_lost_worker_is_an_event_of_its_own(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first actor of a pool dies of its unit, the second does it."""
+    from ray.exceptions import ActorDiedError
+
+    from cliffstore.run import ray_pool
+    from cliffstore.run.executor import UnitOutcome
+
+    class Method:
+        def __init__(self, answer: object) -> None:
+            self.answer = answer
+
+        def remote(self, *_: object) -> Method:
+            return Method(self.answer)
+
+    class Actor:
+        def __init__(self, name: str, outcome: object) -> None:
+            self.begin, self.run = Method(name), Method(outcome)
+
+    def get(reference: Method) -> object:
+        if isinstance(reference.answer, Exception):
+            raise reference.answer
+        return reference.answer
+
+    monkeypatch.setattr(ray_pool.ray, "kill", lambda _: None)
+    monkeypatch.setattr(ray_pool.ray, "wait", lambda pending, **_: (pending[:1], pending[1:]))
+    monkeypatch.setattr(ray_pool.ray, "get", get)
+    done: list[UnitOutcome] = []
+    pool = ray_pool.RayPool(
+        Actor("w:1", ActorDiedError()), lambda: Actor("w:2", UnitOutcome(3, None, None)), lambda: 1, None,
+        done.append, EventReporter().notice, lambda *_: None,
+    )  # fmt: skip
+    pool.run([3])
+    assert [outcome.unit for outcome in done] == [3]
+    (event,) = told(capsys)
+    assert event["event"] == "worker_lost"
+    assert str(event["text"]).startswith("worker w:1 was lost")
