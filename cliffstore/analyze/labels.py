@@ -66,7 +66,10 @@ class FitInputs:
         found = hashlib.sha256(json.dumps([named, self.captures, self.positive]).encode())
         for rows in (self.labels, self.test):
             if rows is not None:
-                found.update(rows.rows_N.tobytes() + rows.y_N.tobytes() + json.dumps(rows.prompts).encode())
+                found.update(rows.rows_N.tobytes() + rows.y_N.tobytes())
+                for prompt in rows.prompts:  # the split depends on them
+                    content = prompt.encode()
+                    found.update(len(content).to_bytes(8, "little") + content)
         return found.hexdigest()
 
 

@@ -177,6 +177,7 @@ def test_pipeline_interrupted_anywhere_ends_with_the_same_bytes(built: Built, tm
         run_pipeline(config, LineReporter())
         assert snapshot(tmp_path / "train") == training_set, at
         assert snapshot(tmp_path / "store" / "cliffs") == cliffs, at
+    ok("verify", tmp_path / "store")
 
 
 def test_what_is_there_is_not_done_again(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
