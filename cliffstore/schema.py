@@ -147,7 +147,7 @@ class ModelIdentity(Part):
     name: str
     revision: str | None
     config_digest: str
-    weights_digest: str | None = Field(description="sha256 over a sample of each weight file; null for hub revisions")
+    weights_digest: str | None = Field(description="sha256 over a sample of each tensor; null for hub revisions")
     model_type: str
     n_layers: int
     d_model: int
