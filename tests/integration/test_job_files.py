@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from commands import Result, captured, ok, run_cli, snapshot
+from commands import Result, captured, ok, run_cli, snapshot, write_jsonl
 from conftest import PROBE, SELECTION, Built
 from quick import quick_runs
 
@@ -201,6 +201,31 @@ def times(folder: Path) -> dict[Path, int]:
     """Return when each file was written; selections are chosen, and written, each time."""
     files = (path for path in folder.rglob("*") if path.is_file() and "selections" not in path.parts)
     return {path: path.stat().st_mtime_ns for path in files}
+
+
+def test_pipeline_over_a_store_that_has_grown(built: Built, tmp_path: Path) -> None:
+    """A second corpus: what was made of the first alone is not taken for what both give."""
+    first = run_pipeline(pipeline_config(built, tmp_path), LineReporter())
+    before = snapshot(tmp_path)
+    rows = [json.loads(line) for line in built.corpus.read_text().splitlines()]
+    more = [row | {"id": f"more-{row['id']}", "prompt": f"{row['prompt']} And be quick."} for row in rows]
+    settings = pipeline_settings(built, tmp_path)
+    settings["extract"] |= {"corpus": str(write_jsonl(tmp_path / "more.jsonl", more)), "append": True}
+    file = write_yaml(tmp_path / "more.yaml", settings)
+    refused = run_cli("pipeline", file)
+    assert (refused.code, "--replace" in refused.stderr) == (2, True)
+    assert {name: snapshot(tmp_path)[name] for name in before if "train" in name} == {
+        name: content for name, content in before.items() if "train" in name
+    }
+    report = ok("pipeline", file, "--set", "probe.replace=true", "--set", "select.replace=true", "--json").json
+    assert report["extract"]["units_done_now"] == 0, "the run that was refused had computed them"
+    assert report["probe"]["n_train"] + report["probe"]["n_validation"] == 2 * len(rows)
+    assert report["probe"]["inputs"] != first.probe.inputs
+    assert report["cliff"]["examples"] == 2 * len(rows)
+    assert report["select"]["candidates"] == 2 * first.select.candidates
+    again = ok("pipeline", file, "--json")
+    assert again.json["export"] == report["export"]
+    assert "there already" in again.stderr
 
 
 def test_a_probe_of_other_examples_is_fitted_again(store: Path, built: Built) -> None:
