@@ -164,12 +164,12 @@ class Interrupted(LineReporter):
 
 
 def test_pipeline_interrupted_anywhere_ends_with_the_same_bytes(built: Built, tmp_path: Path) -> None:
-    """At every second word that a run has to say, from the plan to the export, each time from nothing."""
+    """At every third word that a run has to say, from the estimate to the export, each time from nothing."""
     config, undisturbed = pipeline_config(built, tmp_path), Interrupted(0)
     run_pipeline(config, undisturbed)
     training_set, cliffs = snapshot(tmp_path / "train"), snapshot(tmp_path / "store" / "cliffs")
     assert undisturbed.said >= 16
-    for at in range(2, undisturbed.said + 1, 2):
+    for at in range(undisturbed.said, 2, -3):
         for part in ("train", "store"):
             shutil.rmtree(tmp_path / part, ignore_errors=True)
         with pytest.raises((KeyboardInterrupt, InterruptedRunError)):
@@ -319,6 +319,14 @@ def test_mistake_in_a_job_is_one_line(
     assert told in line
     assert "hush" not in result.stderr
     assert snapshot(tmp_path) == before
+
+
+def test_mistake_in_a_job_without_a_file_is_one_line(built: Built, tmp_path: Path, job: Job) -> None:
+    result = job("extract", tmp_path / "nowhere.jsonl", "--model", built.model, "--store", tmp_path / "store")
+    assert result.code == 2
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: no such file")]
+    assert "nowhere.jsonl" in line
+    assert not (tmp_path / "store").exists()
 
 
 @pytest.mark.parametrize("pair", ["extract.layers", "=3", "extract.=3", "extract.layers=[1, 2"])
