@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cliffstore.errors import ConfigError
+
+if TYPE_CHECKING:
+    import yaml
 
 _FREE = ("map", "storage_options", "output_options")
 """Settings whose keys are the user's own."""
@@ -110,12 +113,19 @@ def _read_yaml(path: str) -> dict[str, object]:
     try:
         loaded = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"configuration file {path} is not YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"configuration file {path} is not YAML: {_what_is_wrong(error)}") from None
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):
         raise ConfigError(f"configuration file {path} must hold option: value pairs, found {type(loaded).__name__}")
     return _with_underscores(loaded)
+
+
+def _what_is_wrong(error: yaml.YAMLError) -> str:
+    """Return place and problem; the error's own text quotes the file, which may hold secrets."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
+    return f"{place}{problem or type(error).__name__}"
 
 
 def _with_underscores(loaded: Mapping[object, object]) -> dict[str, object]:

@@ -131,6 +131,7 @@ def _held(objects: ObjectStore, probe: str, scores: str) -> CliffReport | None:
     made_from = (document.scores, document.cliffstore_version, document.digest)
     if made_from != (scores, __version__, hashlib.sha256(content).hexdigest()):
         return None
+    documents.keep_copy(objects, layout.cliffs_document(probe))
     return _report(probe, tables.decode(content), document.partial_thinking)
 
 

@@ -22,7 +22,7 @@ from cliffstore.run.progress import LineReporter, Piece, Reporter
 from cliffstore.schema import ProbeDocument
 from cliffstore.store import receipts
 from cliffstore.store.catalog import Catalog
-from cliffstore.store.probes import list_probes, write_probe
+from cliffstore.store.probes import keep_copies, list_probes, write_probe
 from cliffstore.store.reader import StoreReader, compact_ranges
 from cliffstore.store.verify import VerifyReport, verify_store
 from cliffstore.store.writer import capture_specs
@@ -163,6 +163,7 @@ class Store:
         inputs = find_inputs(self.catalog, asked, self._reporter.notice)
         held = next((probe for probe in list_probes(self.reader.objects) if probe.name == name), None)
         if held is not None and held.inputs == inputs.digest:
+            keep_copies(self.reader.objects, name)
             self._reporter.stage(f"probe: {name} is there already, fitted on the same examples")
             return held
         document, weights = fit_probe(

@@ -95,6 +95,8 @@ def test_mistake_names_the_option(kind: type[Kind], text: str, told: str, tmp_pa
         "store: s\nname: p\nsecret: hush\n",
         "store: s\nname: p\nstorage_options: {secret: [hush]}\n",
         "store: s\nname: p\nstorage_options: hush\n",
+        "store: s\nname: p\nstorage_options: {secret: hush\n",
+        "store: s\nname: p\nsecret: hush: hush\n",
     ],
 )
 def test_message_does_not_repeat_what_may_be_secret(text: str, tmp_path: Path) -> None:
