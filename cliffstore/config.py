@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from cliffstore.errors import ConfigError
-from cliffstore.settings import Settings, read_config
+from cliffstore.settings import Settings, read_config, read_yaml
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -221,6 +221,12 @@ def _inherit(given: Mapping[str, object], section: str, shared: Mapping[str, obj
             raise ValueError(f"{section}.{name}: say it once, outside the section")
     handed = {name: shared[name] for name in ("store", "storage_options") if name in shared}
     return {**{name: value for name, value in names.items() if value is not None}, **found, **handed}
+
+
+def read_storage_options(path: str | None) -> StorageOptions:
+    """Return the storage options that a YAML file of any stage or pipeline has. Errors as for `read_config`."""
+    given = read_yaml(path).get("storage_options", {}) if path is not None else {}
+    return read_config(StoreConfig, None, {"store": "", "storage_options": given}).storage_options
 
 
 def load_config(path: str | None, overrides: Mapping[str, object]) -> ExtractConfig:

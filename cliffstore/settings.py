@@ -39,7 +39,7 @@ def read_config(kind: type[Kind], path: str | None, overrides: Mapping[str, obje
     ConfigError
         The file is missing or malformed, or a value is of the wrong kind; the message names the option.
     """
-    values = _merged(_read_yaml(path) if path is not None else {}, overrides)
+    values = _merged(read_yaml(path) if path is not None else {}, overrides)
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -103,7 +103,8 @@ def _explain(error: ValidationError, kind: type[Settings]) -> str:
     return f"option {option}: {message}{f' (got {given!r})' if may_show else ''}"
 
 
-def _read_yaml(path: str) -> dict[str, object]:
+def read_yaml(path: str) -> dict[str, object]:
+    """Return what a YAML file says, by names in Python. Errors as for `read_config`."""
     import yaml
 
     try:

@@ -11,9 +11,11 @@ from cliffstore.cli.output import (
     Config,
     Json,
     MaybeStoreUrl,
+    OptionsFrom,
     StoreUrl,
     describe_selection,
     open_store,
+    open_to_read,
     print_json,
     print_lines,
     print_table,
@@ -88,10 +90,8 @@ def fit(
         print(f"probe {describe_probe(document)}")
 
 
-def list_all(store: StoreUrl, json: Json = False) -> None:
-    from cliffstore.run.store import Store
-
-    with Store(store) as opened:
+def list_all(store: StoreUrl, config: OptionsFrom = None, json: Json = False) -> None:
+    with open_to_read(store, config) as opened:
         table = opened.catalog.arrow("SELECT * EXCLUDE (digest) FROM probes ORDER BY probe")
     if json:
         print_json(table.to_pylist())
@@ -99,11 +99,10 @@ def list_all(store: StoreUrl, json: Json = False) -> None:
         print_table(table.column_names, [list(row.values()) for row in table.to_pylist()])
 
 
-def show(store: StoreUrl, name: Name, json: Json = False) -> None:
-    from cliffstore.run.store import Store
+def show(store: StoreUrl, name: Name, config: OptionsFrom = None, json: Json = False) -> None:
     from cliffstore.store.probes import read_probe
 
-    with Store(store) as opened:
+    with open_to_read(store, config) as opened:
         document, _ = read_probe(opened.reader.objects, name)
     if json:
         print_json(document.model_dump(mode="json"))

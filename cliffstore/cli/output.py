@@ -22,6 +22,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Config = Annotated[
     str | None, typer.Option("--config", help="YAML file with any of these options; the command line wins.")
 ]
+OptionsFrom = Annotated[
+    str | None,
+    typer.Option("--config", help="YAML file with storage_options, such as a pipeline's; the rest is not read."),
+]
 MaybeStoreUrl = Annotated[str | None, typer.Argument(metavar="STORE", help="Path or URL of a store.")]
 """For commands that take it from `--config` too."""
 StoreUrl = Annotated[str, typer.Argument(metavar="STORE", help="Path or URL of a store.")]
@@ -35,6 +39,13 @@ def open_store(settings: StoreConfig) -> Store:
     from cliffstore.run.store import Store
 
     return Store(settings.store, settings.storage_options, choose_reporter())
+
+
+def open_to_read(store: str, config: str | None) -> Store:
+    """Open a store with the storage options that a YAML file has."""
+    from cliffstore.config import StoreConfig, read_storage_options
+
+    return open_store(StoreConfig(store=store, storage_options=read_storage_options(config)))
 
 
 def describe_selection(report: SelectionReport) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import runpy
 import shutil
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import yaml
 from commands import Result, captured, ok, run_cli, snapshot, write_jsonl
 from conftest import PROBE, SELECTION, Built
 from quick import quick_runs
+from servers import Storage, filesystem
 
 from cliffstore.config import PipelineConfig
 from cliffstore.errors import InterruptedRunError
@@ -137,6 +139,29 @@ def test_example_runs_with_settings_over_its_sections(built: Built, tmp_path: Pa
 
 def test_example_is_the_one_in_the_readme() -> None:
     assert f"```yaml\n{EXAMPLE.read_text()}```" in (ROOT / "README.md").read_text()
+
+
+def test_every_command_reaches_a_store_by_the_options_of_a_file(
+    built: Built, rclone_s3: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    url = rclone_s3.new_url()
+    filesystem(rclone_s3).put(f"{built.store}/", url.removeprefix("s3://"), recursive=True)
+    options = write_yaml(tmp_path / "options.yaml", {"storage-options": rclone_s3.options})
+    at = ("--config", options, "--json")
+    assert ok("info", url, *at).json["scores"] == [PROBE]
+    assert ok("sql", url, "SELECT count(*) AS n FROM examples", *at).json == [{"n": 40}]
+    assert [probe["probe"] for probe in ok("probe", "list", url, *at).json] == [PROBE]
+    assert ok("probe", "show", url, "--name", PROBE, *at).json["name"] == PROBE
+    assert ok("verify", url, *at).json["findings"] == []
+    assert "there already" in ok("probe", "fit", url, "--name", PROBE, *at).stderr
+    assert ok("score", url, "--probe", PROBE, *at).json["units"] == 0
+    assert ok("cliff", url, "--probe", PROBE, *at).json["examples"] == 40
+    assert ok("select", url, "--name", "few", "--top", "3", *at).json["chosen"] == 3
+    output = f"{url}-train"
+    assert ok("export", url, "--selection", "few", "-o", output, *at).json["rows"] == 3
+    assert filesystem(rclone_s3).exists(f"{output}/train.parquet".removeprefix("s3://"))
 
 
 # A pipeline that is run again.
