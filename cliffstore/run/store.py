@@ -20,7 +20,7 @@ from cliffstore.publish.export import ExportReport, export_selection
 from cliffstore.publish.selection import SelectionReport, select_examples
 from cliffstore.run.progress import LineReporter, Piece, Reporter
 from cliffstore.schema import ProbeDocument
-from cliffstore.store import receipts
+from cliffstore.store import layout, receipts
 from cliffstore.store.catalog import Catalog
 from cliffstore.store.probes import keep_copies, list_probes, write_probe
 from cliffstore.store.reader import StoreReader, compact_ranges
@@ -114,17 +114,6 @@ class Store:
                     "bytes_per_row": sum(spec.bytes_per_row for spec in specs),
                 }
             )
-        names = {
-            view: [
-                row[0] for row in self.catalog.connection.execute(f"SELECT DISTINCT {column} FROM {view}").fetchall()
-            ]
-            for view, column in (
-                ("probes", "probe"),
-                ("scores", "probe"),
-                ("cliffs", "probe"),
-                ("selections", "selection"),
-            )
-        }
         return {
             "store": self.reader.url,
             "format_version": manifest.format_version,
@@ -133,8 +122,14 @@ class Store:
             "unit_rows": manifest.chunking.unit_rows,
             "plans": plans,
             "captures": captures,
-            **{view: sorted(found) for view, found in names.items()},
+            "probes": [probe.name for probe in list_probes(self.reader.objects)],
+            "scores": self.reader.objects.folders(layout.SCORES),
+            "cliffs": self._tables_in(layout.CLIFFS),
+            "selections": self._tables_in(layout.SELECTIONS),
         }
+
+    def _tables_in(self, folder: str) -> list[str]:
+        return sorted(layout.stem(key) for key in self.reader.objects.list(folder) if key.endswith(".parquet"))
 
     def verify(self) -> VerifyReport:
         """Check everything that is committed against its digests."""
@@ -258,7 +253,7 @@ class Store:
         return report
 
     def _only_ranked_probe(self) -> str:
-        ranked = [row[0] for row in self.catalog.connection.execute("SELECT DISTINCT probe FROM cliffs").fetchall()]
+        ranked = [row["probe"] for row in self.catalog.arrow("SELECT DISTINCT probe FROM cliffs").to_pylist()]
         if len(ranked) != 1:
             known = ", ".join(sorted(ranked)) or "none yet; run `cliffstore cliff`"
             raise ProbeError(f"say which probe with --probe; probes with cliffs: {known}")

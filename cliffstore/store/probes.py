@@ -42,7 +42,7 @@ class ProbeWeights:
 def list_probes(objects: ObjectStore) -> list[ProbeDocument]:
     """Return the probes of a store, by name."""
     keys = [key for key in objects.list(layout.PROBES) if key.endswith("/probe.json")]
-    return [documents.read(objects, ProbeDocument, key) for key in keys]
+    return list(documents.read_many(objects, ProbeDocument, keys))
 
 
 def read_probe(objects: ObjectStore, name: str) -> tuple[ProbeDocument, ProbeWeights]:

@@ -41,7 +41,7 @@ def scores_digest(objects: ObjectStore, probe: ProbeKey) -> str:
 
 def _receipts(objects: ObjectStore, probe: ProbeKey) -> list[ScoreReceipt]:
     keys = [key for key in objects.list(layout.scores_of(probe.name)) if key.endswith(".json")]
-    found = (documents.read(objects, ScoreReceipt, key) for key in keys)
+    found = documents.read_many(objects, ScoreReceipt, keys)
     return [receipt for receipt in found if receipt.probe_digest == probe.digest]
 
 
