@@ -27,11 +27,6 @@ def encode(table: pa.Table, provenance: Mapping[str, str]) -> bytes:
     return sink.getvalue()
 
 
-def decode(content: bytes) -> pa.Table:
-    """Return the table that Parquet bytes are."""
-    return pq.read_table(pa.BufferReader(content))
-
-
 def metadata(provenance: Mapping[str, str]) -> dict[str, str]:
     """Return provenance as the schema metadata of a table."""
     known = {"version": __version__, **provenance}
