@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -92,6 +94,15 @@ def memory(process: psutil.Process) -> tuple[int, int]:
     return resident, proportional
 
 
+def size_of(folder: Path) -> int:
+    """Return the bytes of all files below a folder, some of which may go while they are counted."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            total += path.stat().st_size
+    return total
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -102,20 +113,24 @@ def main() -> None:
         model = make_model(Path(folder) / "model")
         corpus = write_corpus(Path(folder) / "corpus.jsonl", given.examples)
         command = [sys.executable, "-c", PLAN, str(corpus), str(model), f"{folder}/store"]
-        run = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        process, peaks = psutil.Process(run.pid), (0, 0)
+        scratch = Path(folder) / "scratch"
+        scratch.mkdir()
+        run = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(scratch)})
+        process, peaks, disk = psutil.Process(run.pid), (0, 0), 0
         while run.poll() is None:
             peaks = tuple(map(max, zip(peaks, memory(process), strict=True)))  # type: ignore[assignment]
+            disk = max(disk, size_of(scratch))
             time.sleep(0.25)
         out, _ = run.communicate()
-        files = [path for path in Path(folder, "store").rglob("*.parquet")]
+        sizes = [path.stat().st_size / 1e6 for path in Path(folder, "store").rglob("*.parquet")]
         found = json.loads(out.splitlines()[-1])
+        seconds = found["planning"]
         print(
-            f"{found['examples']:,} examples, {found['tokens']:,} tokens, {found['rows']:,} rows, {found['units']:,} units: "
-            f"planned in {found['planning']:,.0f} s ({found['examples'] / found['planning']:,.0f} examples/s, "
-            f"{found['tokens'] / found['planning']:,.0f} tokens/s), written in {found['writing']:,.1f} s\n"
-            f"corpus {corpus.stat().st_size / 1e6:,.0f} MB, tables {sum(path.stat().st_size for path in files) / 1e6:,.0f} "
-            f"MB in {len(files)} files, the largest {max(path.stat().st_size for path in files) / 1e6:,.1f} MB\n"
+            f"{found['examples']:,} examples, {found['tokens']:,} tokens, {found['rows']:,} rows, "
+            f"{found['units']:,} units: planned in {seconds:,.0f} s ({found['examples'] / seconds:,.0f} examples/s, "
+            f"{found['tokens'] / seconds:,.0f} tokens/s), written in {found['writing']:,.1f} s\n"
+            f"corpus {corpus.stat().st_size / 1e6:,.0f} MB, tables {sum(sizes):,.0f} MB in {len(sizes)} files, the "
+            f"largest {max(sizes):,.1f} MB; scratch on disk {disk / 1e6:,.0f} MB\n"
             f"peak memory of all processes: {peaks[0] / 1e6:,.0f} MB resident, {peaks[1] / 1e6:,.0f} MB proportional"
         )
 

@@ -43,7 +43,7 @@ def _tagged(value: object) -> object:
     if isinstance(value, bytes):
         return {_MARK: "bytes", "value": value.hex()}
     if isinstance(value, timedelta):
-        return {_MARK: "timedelta", "value": str(round(value / timedelta(microseconds=1)))}
+        return {_MARK: "timedelta", "value": str(value // timedelta(microseconds=1))}
     if isinstance(value, Decimal):
         return {_MARK: "decimal", "value": str(value)}
     for kind, name in ((datetime, "datetime"), (date, "date"), (time, "time")):

@@ -100,6 +100,13 @@ class ObjectStore:
         else:
             self.patiently(lambda: self.fs.pipe_file(self.path(key), content))
 
+    def put_if_new(self, key: str, content: bytes) -> bool:
+        """Write an object whole unless its very content is there. Return whether it was written."""
+        if self.exists(key) and self.get(key) == content:
+            return False
+        self.put(key, content)
+        return True
+
     def create(self, key: str, content: bytes) -> bool:
         """Write an object only if there is none. Return whether this call wrote it.
 
