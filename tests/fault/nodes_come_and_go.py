@@ -1,7 +1,7 @@
-"""`nodes_come_and_go.py FOLDER STORE extract ...` runs a command on three nodes of a Ray cluster, lets another join, and
+"""`nodes_come_and_go.py FOLDER STORE extract ...` runs a command on three nodes of a Ray cluster, lets another join and
 takes one of those that work away. Prints how many receipts the workers of each of the two wrote.
 
-The workers wait at the gate of `disturbance` until both have happened, so that the run cannot end before.
+The workers wait at the gate of `disturbances` until both have happened, so that the run cannot end before.
 """
 
 from __future__ import annotations
