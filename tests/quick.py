@@ -17,11 +17,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def quick_runs() -> Iterator[None]:
-    """Read and digest each tokenizer once, and compute on one thread.
-
-    A second thread gains nothing on a tiny model, and waits where other work has the cores. Not for tests that change
-    a tokenizer in its folder.
-    """
+    """Read and digest each tokenizer once. Not for tests that change a tokenizer in its folder."""
     from cliffstore.run import planning
 
     loaded: dict[tuple[str, str | None], PreTrainedTokenizerBase] = {}
@@ -36,5 +32,4 @@ def quick_runs() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(planning, "load_tokenizer", load_once)
         patch.setattr(planning, "tokenizer_digest", lru_cache(planning.tokenizer_digest))
-        patch.setattr("cliffstore.run.executor.available_cpus", lambda: 1)
         yield

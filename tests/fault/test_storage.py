@@ -48,7 +48,7 @@ class Case:
     def command(self, store: str) -> list[str]:
         return [
             "extract", str(self.corpus), "--model", self.model, "--store", store, "--unit-rows", "512",
-            "--pass-tokens", "64", "--sites", "resid_post", "--json",
+            "--pass-tokens", "64", "--sites", "resid_post", "--layers", "1,3", "--json",
         ]  # fmt: skip
 
 
