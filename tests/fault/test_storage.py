@@ -72,17 +72,18 @@ def case(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Case:
 
 @pytest.fixture
 def reach(monkeypatch: pytest.MonkeyPatch):
-    """Tell commands by the environment which server to use, and to be neither too patient nor too quick to wait."""
+    """Tell commands by the environment which server to use, how patient to be, and when an answer is overdue."""
 
-    def set_environment(storage: Storage, patience: float = 60.0) -> None:
+    def set_environment(storage: Storage, patience: float = 60.0, read_seconds: int = 30) -> None:
         options = storage.options
         monkeypatch.setenv("AWS_ENDPOINT_URL", str(options["endpoint_url"]))
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", str(options["key"]))
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", str(options["secret"]))
         monkeypatch.setenv("AWS_REGION", str(options["region"]))
         monkeypatch.setenv("CLIFFSTORE_PATIENCE", str(patience))
+        for name in ("CLIFFSTORE_READ_TIMEOUT", "TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS"):
+            monkeypatch.setenv(name, str(read_seconds))
 
-    monkeypatch.setenv("CLIFFSTORE_READ_TIMEOUT", "1")
     monkeypatch.setenv("CLIFFSTORE_CONNECT_TIMEOUT", "2")
     return set_environment
 
@@ -92,10 +93,10 @@ def test_extraction_and_reading_through_a_bad_day(
     server: str, case: Case, reach, request: pytest.FixtureRequest
 ) -> None:
     storage: Storage = request.getfixturevalue(server)
-    weather = Weather(share=0.1, seed=2)
+    weather = Weather(share=0.1, seed=9)
     with proxy(storage.port, weather) as port:
         bad = storage.through(port)
-        reach(bad)
+        reach(bad, read_seconds=1)
         url = bad.new_url()
         report = ok(*case.command(url)).json
         assert report["units_done_now"] == case.units
@@ -199,7 +200,7 @@ def test_outage_in_the_middle_is_resumed(case: Case, moto_s3: Storage, reach) ->
     weather = Weather(share=0.0, faults=("503",))
     with proxy(moto_s3.port, weather) as port:
         bad = moto_s3.through(port)
-        reach(bad, patience=1.0)
+        reach(bad, patience=3.0)
         url = bad.new_url()
         count = weather.next
 

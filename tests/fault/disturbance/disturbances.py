@@ -39,7 +39,7 @@ def hold_at_gate(worker):
         return report
 
     def gated(self, *arguments):
-        while self.committed >= most and not os.path.exists(os.environ["GATE"]):
+        while self.committed >= most and not os.path.exists(os.environ["GATE"]) and not self._runner._stop.is_set():
             time.sleep(WAIT_SECONDS)
         return compute(self, *arguments)
 
