@@ -37,11 +37,12 @@ def parse_ranges(text: str) -> list[range]:
 
 
 class ExtractConfig(BaseModel):
-    """Everything that `cliffstore extract` can be told. Only `corpus`, `model` and `store` are required."""
+    """Everything that `cliffstore extract` can be told. Only `model` and `store` are required."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    corpus: tuple[str, ...] = Field(min_length=1, description="files, folders or URLs")
+    corpus: tuple[str, ...] = Field(default=(), description="files, folders or URLs; without any, the store's plans")
+    append: bool = Field(default=False, description="add the corpus to a store that holds others")
     model: str = Field(description="local folder, hub name, or a .gguf file")
     store: str = Field(description="URL or path of the store")
     map: dict[str, str] = Field(default_factory=dict, description="known column -> column of the corpus")

@@ -98,3 +98,30 @@ class RenderedExample:
     segments: npt.NDArray[np.uint8]
     decision: int
     location: str
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedUnit:
+    """One line of the table `units`: what a run must know of a unit before it reads its tokens.
+
+    Attributes
+    ----------
+    row_start, n_rows : the rows of the arrays that it fills
+    n_tokens : tokens of its examples, stored or not
+    n_nodes : nodes of its prefix tree, which passes over trees compute
+    n_padded : tokens that padded passes compute, without padding
+    longest : most tokens to compute of one example
+    part, row_group : where its examples and tokens lie among the plan's tables
+    """
+
+    unit: int
+    plan: str
+    row_start: int
+    n_rows: int
+    n_examples: int
+    n_tokens: int
+    n_nodes: int
+    n_padded: int
+    longest: int
+    part: int
+    row_group: int

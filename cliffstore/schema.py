@@ -6,35 +6,75 @@ module.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cliffstore.errors import DamagedStoreError
 
 FORMAT_VERSION = 1
+SEAL = "seal"
 
 Dtype = Literal["bfloat16", "float16", "float32"]
 
 
-class Document(BaseModel):
-    """Base of every JSON document in a store: frozen, unknown keys kept out."""
+class Part(BaseModel):
+    """Base of everything in a JSON document: frozen, unknown keys kept out."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+
+class Document(Part):
+    """Base of every JSON document in a store. As bytes it carries a seal, by which damage is told from content."""
+
     def to_bytes(self) -> bytes:
-        """Canonical JSON: equal documents are equal bytes."""
-        return (json.dumps(self.model_dump(mode="json"), sort_keys=True, indent=1) + "\n").encode()
+        """Return canonical JSON, sealed: equal documents are equal bytes."""
+        body = self.model_dump(mode="json")
+        return (json.dumps({**body, SEAL: seal_of(body)}, sort_keys=True, indent=1) + "\n").encode()
+
+    @classmethod
+    def from_bytes(cls, content: bytes, key: str) -> Self:
+        """Read a document that lies under `key`.
+
+        Raises
+        ------
+        DamagedStoreError
+            It is not JSON, not such a document, or its seal does not fit.
+        """
+        try:
+            body = json.loads(content)
+        except (ValueError, RecursionError):
+            raise damaged(key, "is not JSON") from None
+        if not isinstance(body, dict) or body.pop(SEAL, None) != seal_of(body):
+            raise damaged(key, "has another seal than its content")
+        try:
+            return cls.model_validate(body)
+        except ValidationError as error:
+            raise damaged(key, f"is no {cls.__name__} of this version: {error.errors()[0]['msg']}") from None
 
 
-class Chunking(Document):
+def seal_of(body: Mapping[str, object]) -> str:
+    """Return the sha256 over a document's canonical JSON without its seal."""
+    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def damaged(key: str, problem: str) -> DamagedStoreError:
+    """Return the error for an object that cannot be believed."""
+    return DamagedStoreError(f"{key} {problem}: run `cliffstore verify` on the store")
+
+
+class Chunking(Part):
     chunk_rows: int = Field(description="rows of one inner chunk")
     unit_rows: int = Field(description="rows of one unit, hence of one shard object")
 
 
-class TokenizerIdentity(Document):
+class TokenizerIdentity(Part):
     name: str
     digest: str
     template_digest: str = Field(description="sha256 over chat template, thinking markers and template date")
@@ -54,12 +94,33 @@ class Manifest(Document):
     chunking: Chunking
 
 
-class PlanCounts(Document):
+class PlanCounts(Part):
     examples: int
     tokens: int
     rows: int
     units: int
     skipped: int
+
+
+class CorpusRecipe(Part):
+    """What a plan's corpus was read from, so that it can be read again and compared by digest."""
+
+    inputs: list[str] = Field(description="files, folders or URLs, as they were given")
+    map: dict[str, str] = Field(description="known column -> column of the corpus")
+    where: str | None
+    limit: int | None
+
+
+class PlanPlace(Document):
+    """`plans/order/<n>.json`: reserves unit numbers and ordinals for a plan, before its tables are written."""
+
+    number: int
+    plan: str
+    first_unit: int
+    n_units: int
+    first_example: int
+    n_examples: int
+    base: list[str] = Field(description="plans whose examples this one leaves out")
 
 
 class PlanDocument(Document):
@@ -70,21 +131,23 @@ class PlanDocument(Document):
     counts: PlanCounts
     settings: dict[str, str | int | None]
     sources: list[str] = Field(description="values of the column source")
-    tables: dict[str, str] = Field(description="sha256 of units.parquet and skipped.parquet")
+    corpus: CorpusRecipe
+    place: int = Field(description="number of its place among the plans")
+    tables: dict[str, str] = Field(description="sha256 of every table of the plan, by its path below the plan's folder")
     cliffstore_version: str
 
 
-class AdapterIdentity(Document):
+class AdapterIdentity(Part):
     name: str
     kind: str = Field(description="PEFT's name of the method, such as LORA")
     digest: str = Field(description="sha256 over the adapter's configuration and weights")
 
 
-class ModelIdentity(Document):
+class ModelIdentity(Part):
     name: str
     revision: str | None
     config_digest: str
-    weights_digest: str | None = Field(description="sha256 over a sample of each weight file; null for hub revisions")
+    weights_digest: str | None = Field(description="sha256 over a sample of each tensor; null for hub revisions")
     model_type: str
     n_layers: int
     d_model: int
@@ -93,7 +156,7 @@ class ModelIdentity(Document):
     adapter: AdapterIdentity | None = None
 
 
-class PassSettings(Document):
+class PassSettings(Part):
     """How forward passes are made; part of what makes a resumed run equal an undisturbed one."""
 
     kind: Literal["tree", "padded"] = Field(
@@ -105,7 +168,7 @@ class PassSettings(Document):
     )
 
 
-class ArrayIdentity(Document):
+class ArrayIdentity(Part):
     site: str
     layer: int
     shape: list[int] = Field(description="shape of one row")
@@ -161,7 +224,7 @@ class ScoreReceipt(Document):
     digest: str
 
 
-class LayerMetrics(Document):
+class LayerMetrics(Part):
     layer: int
     auroc: float
     accuracy: float
@@ -194,17 +257,48 @@ class ProbeDocument(Document):
     shuffled_auroc: float = Field(description="mean validation AUROC over fits on shuffled labels; .5 is expected")
     layers: list[LayerMetrics]
     digest: str = Field(description="sha256 of w and b")
+    file_digest: str = Field(description="sha256 of the bytes of probe.safetensors")
+    cliffstore_version: str
+
+
+class CliffsDocument(Document):
+    """`cliffs/<probe>.json`, beside `cliffs/<probe>.parquet`."""
+
+    probe: str
+    probe_digest: str
+    capture: str
+    examples: int
+    digest: str = Field(description="sha256 of the table's bytes")
+    cliffstore_version: str
+
+
+class SelectionDocument(Document):
+    """`selections/<name>.json`, beside `selections/<name>.parquet`: what it takes to choose again."""
+
+    name: str
+    strategy: str
+    top: str
+    where: str | None
+    probe: str
+    probe_digest: str
+    capture: str
+    candidates: int
+    examples: int
+    digest: str = Field(description="sha256 of the table's bytes")
     cliffstore_version: str
 
 
 DOCUMENTS: dict[str, type[Document]] = {
     "manifest": Manifest,
+    "place": PlanPlace,
     "plan": PlanDocument,
     "capture": CaptureDocument,
     "receipt": Receipt,
     "unit_error": UnitError,
     "score_receipt": ScoreReceipt,
     "probe": ProbeDocument,
+    "cliffs": CliffsDocument,
+    "selection": SelectionDocument,
 }
 
 _DICTIONARY = pa.dictionary(pa.int32(), pa.string())
@@ -246,9 +340,12 @@ UNITS = _schema(
     ("row_start", pa.int64()),
     ("n_rows", pa.int32()),
     ("n_examples", pa.int32()),
-    ("n_tokens", pa.int32()),
-    ("examples_digest", pa.string()),
-    ("tokens_digest", pa.string()),
+    ("n_tokens", pa.int64()),
+    ("n_nodes", pa.int64()),
+    ("n_padded", pa.int64()),
+    ("longest", pa.int32()),
+    ("part", pa.int32()),
+    ("row_group", pa.int32()),
 )
 
 SKIPPED = _schema(
@@ -331,13 +428,22 @@ TABLES: dict[str, pa.Schema] = {
 def published() -> dict[str, str]:
     """Return file name -> text of every published contract."""
     files = {
-        f"{name}.schema.json": json.dumps(document.model_json_schema(), indent=2, sort_keys=True) + "\n"
+        f"{name}.schema.json": json.dumps(_json_schema(document), indent=2, sort_keys=True) + "\n"
         for name, document in DOCUMENTS.items()
     }
     for name, schema in TABLES.items():
         columns = [{"name": field.name, "type": str(field.type), "nullable": field.nullable} for field in schema]
         files[f"{name}.table.json"] = json.dumps({"table": name, "columns": columns}, indent=2) + "\n"
     return files
+
+
+def _json_schema(document: type[Document]) -> dict[str, object]:
+    """Return the schema of a document as it is stored, with its seal."""
+    schema = document.model_json_schema()
+    description = "sha256 over the canonical JSON (sorted keys, no spaces) of everything else"
+    schema["properties"][SEAL] = {"description": description, "title": "Seal", "type": "string"}
+    schema["required"] = [*schema["required"], SEAL]
+    return schema
 
 
 def main(folder: str) -> None:

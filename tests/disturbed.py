@@ -15,6 +15,7 @@ from pathlib import Path
 from commands import ok, write_jsonl
 from quick import quick_runs
 
+ROOT = Path(__file__).parents[1]
 N_WORDS, UNIT_ROWS = 40, 512
 WORDS = (
     "anchor", "apple", "basket", "blanket", "bridge", "button", "candle", "castle", "cloud", "copper", "desert",

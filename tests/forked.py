@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 MODULES = [
-    "cliffstore.cli.main", "cliffstore.run.stages", "cliffstore.extract.unit", "cliffstore.extract.runner", "torch",
+    "cliffstore.cli.main", "cliffstore.run.stages", "cliffstore.run.rendering", "cliffstore.extract.unit", "cliffstore.extract.runner", "torch",
     "transformers.models.llama.modeling_llama", "transformers.tokenization_utils_tokenizers", "tensorstore",
 ]  # fmt: skip
 DISTURBANCE = str(Path(__file__).parent / "fault" / "disturbance")
@@ -89,8 +89,8 @@ def _run(arguments: list[str], log: str, environment: dict[str, str]) -> None:
 
     from cliffstore.cli.main import main
     from cliffstore.extract.unit import UnitWorker
-    from cliffstore.run import executor
+    from cliffstore.run import executor, planning
 
-    executor.available_cpus = lambda: 1
+    executor.available_cpus = planning.available_cpus = lambda: 1
     disturbances.disturb(UnitWorker)
     sys.exit(main(arguments))

@@ -17,11 +17,14 @@ if TYPE_CHECKING:
 
 @contextmanager
 def quick_runs() -> Iterator[None]:
-    """Read and digest each tokenizer once. Not for tests that change a tokenizer in its folder."""
-    from cliffstore.run import planning
+    """Read and digest each tokenizer once, and plan in this process.
+
+    Not for tests that change a tokenizer in its folder.
+    """
+    from cliffstore.run import planning, rendering
 
     loaded: dict[tuple[str, str | None], PreTrainedTokenizerBase] = {}
-    load = planning.load_tokenizer
+    load = rendering.load_tokenizer
 
     def load_once(source: ModelSource) -> PreTrainedTokenizerBase:
         key = (str(source.location), source.revision)
@@ -30,6 +33,7 @@ def quick_runs() -> Iterator[None]:
         return loaded[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planning, "load_tokenizer", load_once)
+        patch.setattr(rendering, "load_tokenizer", load_once)
         patch.setattr(planning, "tokenizer_digest", lru_cache(planning.tokenizer_digest))
+        patch.setattr(planning, "available_cpus", lambda: 1)
         yield

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from cliffstore import __version__
 from cliffstore.errors import ProbeError
-from cliffstore.schema import CLIFFS
-from cliffstore.store import layout, tables
+from cliffstore.schema import CLIFFS, CliffsDocument
+from cliffstore.store import documents, layout, tables
 from cliffstore.store.catalog import Catalog
 from cliffstore.store.probes import read_probe
 
@@ -70,7 +71,7 @@ class CliffReport:
 
 
 def rank_cliffs(catalog: Catalog, probe: str) -> CliffReport:
-    """Compute the cliff of every scored example and write `cliffs/<probe>.parquet`.
+    """Compute the cliff of every scored example and write `cliffs/<probe>.parquet` and its document.
 
     Raises
     ------
@@ -91,7 +92,18 @@ def rank_cliffs(catalog: Catalog, probe: str) -> CliffReport:
             "among the --positions, into another --store"
         )
     provenance = {"capture": document.capture, "probe": probe, "probe_digest": document.digest}
-    tables.write(catalog.reader.objects, layout.cliffs_table(probe), table, provenance)
+    digest = tables.write(catalog.reader.objects, layout.cliffs_table(probe), table, provenance)
+    documents.put(
+        catalog.reader.objects,
+        CliffsDocument(
+            probe=probe,
+            probe_digest=document.digest,
+            capture=document.capture,
+            examples=table.num_rows,
+            digest=digest,
+            cliffstore_version=__version__,
+        ),
+    )
     return CliffReport(probe, table.num_rows, table["plateau"].null_count, without_decision, gaps["partial"])
 
 

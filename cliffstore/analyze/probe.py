@@ -107,6 +107,7 @@ def fit_probe(catalog: Catalog, settings: ProbeSettings, notice: Notice) -> tupl
         shuffled_auroc=shuffled_auroc(vectors_ND, labels.y_N, split, settings.c, settings.seed),
         layers=[metrics for metrics, _ in fits],
         digest=weights.digest,
+        file_digest=weights.file_digest,
         cliffstore_version=__version__,
     )
     return document, weights

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cliffstore.schema import ProbeDocument
-from cliffstore.store import layout, receipts, tables
+from cliffstore.store import receipts
 from cliffstore.store.arrays import ArraySpec, to_float32
 from cliffstore.store.probes import ProbeWeights, read_probe
 from cliffstore.store.reader import StoreReader
@@ -36,8 +36,8 @@ def score_units(reader: StoreReader, probe: str, begin: Callable[[int], None], a
     """
     document, weights = read_probe(reader.objects, probe)
     scored = scored_units(reader.objects, probe_key(document))
-    plan_of = {row["unit"]: row["plan"] for row in reader.units().to_pylist()}
-    if set(plan_of) <= scored:  # all of them, perhaps by a run that stored no activation
+    planned = set(reader.plan_tables.units)
+    if planned <= scored:  # all of them, perhaps by a run that stored no activation
         begin(0)
         return ScoreReport(probe, 0, len(scored), 0, 0)
     _, spec = reader.find_array(document.site, document.layer, document.alias)
@@ -46,10 +46,10 @@ def score_units(reader: StoreReader, probe: str, begin: Callable[[int], None], a
     begin(len(pending))
     tokens = 0
     for unit in pending:
-        tokens += _score_unit(reader, document, weights, spec, plan_of[unit], unit)
+        tokens += _score_unit(reader, document, weights, spec, unit)
         advance("")
-    done_before = len(scored & set(plan_of))
-    return ScoreReport(probe, len(pending), done_before, len(set(plan_of) - scored - extracted), tokens)
+    done_before = len(scored & planned)
+    return ScoreReport(probe, len(pending), done_before, len(planned - scored - extracted), tokens)
 
 
 def probe_key(document: ProbeDocument) -> ProbeKey:
@@ -57,12 +57,11 @@ def probe_key(document: ProbeDocument) -> ProbeKey:
     return ProbeKey(document.name, document.digest, document.capture)
 
 
-def _score_unit(
-    reader: StoreReader, probe: ProbeDocument, weights: ProbeWeights, spec: ArraySpec, plan: str, unit: int
-) -> int:
-    tokens = tables.read(reader.objects, layout.tokens_table(plan, unit), COLUMNS)
+def _score_unit(reader: StoreReader, probe: ProbeDocument, weights: ProbeWeights, spec: ArraySpec, unit: int) -> int:
+    tokens = reader.plan_tables.tokens(unit, COLUMNS)
     rows_N = tokens["row"].drop_null().to_numpy()
     first, last = int(rows_N.min()), int(rows_N.max())
     stored = reader.arrays.read_range(spec.key, first, last + 1)
     scores_R = weights.scores(to_float32(stored, spec.dtype).reshape(last - first + 1, -1))
+    plan = reader.plan_tables.units[unit].plan
     return write_unit_scores(reader.objects, plan, probe_key(probe), unit, tokens, first, scores_R).n_tokens

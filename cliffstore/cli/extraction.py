@@ -28,13 +28,17 @@ def add_to(app: typer.Typer) -> None:
 
 def extract(
     corpus: Annotated[
-        list[str] | None, typer.Argument(help="JSONL, JSON, CSV, Parquet, a datasets folder; paths or URLs.")
+        list[str] | None,
+        typer.Argument(
+            help="JSONL, JSON, CSV, Parquet, a datasets folder; paths or URLs. Without: the plans that the store holds."
+        ),
     ] = None,
     model: Annotated[str | None, typer.Option(help="Local folder, hub name, or .gguf file.")] = None,
     store: Annotated[str | None, typer.Option(help="Path or URL of the store.")] = None,
     config: Annotated[
         str | None, typer.Option(help="YAML file with any of these options; the command line wins.")
     ] = None,
+    append: Annotated[bool, typer.Option("--append", help="Add the corpus to a store that holds others.")] = False,
     map: Annotated[
         list[str] | None, typer.Option("--map", help="KNOWN=COLUMN, such as prompt=instruction; repeatable.")
     ] = None,
@@ -97,6 +101,7 @@ def extract(
         "corpus": tuple(corpus) if corpus else None,
         "model": model,
         "store": store,
+        "append": append or None,
         "map": parse_map(map) if map else None,
         "where": where,
         "limit": limit,

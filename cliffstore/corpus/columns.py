@@ -11,11 +11,14 @@ from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 
+from cliffstore.corpus.kinds import NULL, Kind, arrow_type
+
 RESERVED = frozenset(
     {"example", "id", "unit", "n_tokens", "decision", "digest", "plan"}
     | {"prompt", "system", "thinking", "response", "label", "source"}
 )
 MESSAGES_TYPE = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+_MESSAGES = pa.list_(pa.struct([("content", pa.string()), ("role", pa.string())]))
 
 
 def settle_names(columns: Sequence[str]) -> tuple[dict[str, str], tuple[str, ...]]:
@@ -34,62 +37,44 @@ def settle_names(columns: Sequence[str]) -> tuple[dict[str, str], tuple[str, ...
     return names, tuple(notices)
 
 
-def settle_types(
-    rows: Sequence[Mapping[str, object]], names: Sequence[str]
-) -> tuple[list[dict[str, object]], pa.Schema, tuple[str, ...]]:
-    """Infer the Arrow type of each extra column over the whole corpus.
+class Settled:
+    """The further columns of a whole corpus: what a row's values become, and their types.
 
-    Returns
-    -------
-    The rows with every column in `names` (null where a row has none), the schema sorted by name, and a notice
-    for each column that became JSON text.
+    Parameters
+    ----------
+    names : column of the corpus -> name that it is kept under
+    kinds : column of the corpus -> what it holds over all rows
+
+    Attributes
+    ----------
+    schema : Arrow types by kept name, sorted
+    notices : one for each column that becomes JSON text
     """
-    settled: list[dict[str, object]] = [{} for _ in rows]
-    fields, notices = [], []
-    for name in sorted(names):
-        values = [row.get(name) for row in rows]
-        kind = MESSAGES_TYPE if name == "messages" and _are_messages(values) else _infer(values)
-        if kind is None:
-            notices.append(f"the column {name!r} holds values of several types: it is kept as JSON text")
-            values = [None if value is None else as_json(value) for value in values]
-            kind = pa.string()
-        fields.append(pa.field(name, kind))
-        for row, value in zip(settled, values, strict=True):
-            row[name] = value
-    return settled, pa.schema(fields), tuple(notices)
+
+    def __init__(self, names: Mapping[str, str], kinds: Mapping[str, Kind]) -> None:
+        self._names = dict(sorted(names.items(), key=lambda pair: pair[1]))
+        types = {column: _type_of(column, kinds.get(column, NULL)) for column in self._names}
+        self._as_text = {column for column, kind in types.items() if kind is None}
+        self.schema = pa.schema([(name, types[column] or pa.string()) for column, name in self._names.items()])
+        self.notices = tuple(
+            f"the column {self._names[column]!r} holds values of several types: it is kept as JSON text"
+            for column in self._names
+            if column in self._as_text
+        )
+
+    def row(self, values: Mapping[str, object]) -> dict[str, object]:
+        """Return every kept column of a row, null where it has none."""
+        found = {}
+        for column, name in self._names.items():
+            value = values.get(column)
+            found[name] = as_json(value) if column in self._as_text and value is not None else value
+        return found
 
 
 def as_json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _are_messages(values: Sequence[object]) -> bool:
-    lists = [value for value in values if value is not None]
-    if not lists or not all(isinstance(value, list) for value in lists):
-        return False
-    turns = [turn for value in lists if isinstance(value, list) for turn in value]
-    return all(isinstance(turn, dict) and turn.keys() == {"role", "content"} for turn in turns)
-
-
-def _infer(values: Sequence[object]) -> pa.DataType | None:
-    """Give the one Arrow type that takes all the values; None where Parquet can hold no such type."""
-    try:
-        kind = _without_null(pa.array(values).type)
-        if kind is not None:
-            pa.array(values, type=kind)
-    except (pa.ArrowException, TypeError, ValueError, OverflowError):
-        return None
-    return kind
-
-
-def _without_null(kind: pa.DataType) -> pa.DataType | None:
-    """Replace the type of all-null values by string at any depth; None for a struct without fields."""
-    if pa.types.is_null(kind):
-        return pa.string()
-    if pa.types.is_list(kind):
-        inner = _without_null(kind.value_type)
-        return None if inner is None else pa.list_(inner)
-    if pa.types.is_struct(kind):
-        fields = [(field.name, _without_null(field.type)) for field in kind]
-        return pa.struct(fields) if fields and all(inner is not None for _, inner in fields) else None
-    return kind
+def _type_of(column: str, kind: Kind) -> pa.DataType | None:
+    found = arrow_type(kind)
+    return MESSAGES_TYPE if column == "messages" and (found == _MESSAGES or kind == ("list", NULL)) else found

@@ -1,8 +1,8 @@
 """Files to raw rows: JSON Lines, JSON, CSV, Parquet and on-disk `datasets` folders, from any fsspec URL.
 
 An input is a file, a glob, a plain folder (its supported files, sorted by name) or a folder that
-`Dataset.save_to_disk` wrote. Each file is read once and wholly; nothing is unpickled, nothing is evaluated.
-Cost: the memory of the rows as Python objects.
+`Dataset.save_to_disk` wrote. Rows come in blocks, so JSON Lines, Parquet and `datasets` take the memory of a block;
+JSON arrays and CSV, whose types show at their end only, are held whole. Nothing is unpickled, nothing is evaluated.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 import lzma
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol, TypeAlias
 
 import fsspec
 import pyarrow as pa
@@ -23,6 +23,12 @@ import pyarrow.parquet as pa_parquet
 from cliffstore.access import filesystem, fsspec_options
 from cliffstore.errors import CorpusError
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+BLOCK_ROWS, BLOCK_BYTES = 4_096, 8 << 20
+"""Bounds of a block: its rows, and about the bytes of their text."""
+_READ_BYTES = 1 << 20
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz"}
 _DATASET_MARKS = ("dataset_dict.json", "dataset_info.json")
 _MAX_BLOCK = 2**31 - 1
@@ -49,8 +55,14 @@ class RawRow:
 
 
 @dataclass(frozen=True, slots=True)
-class RawFile:
-    """The rows of one file and the columns that it has; a column that a row lacks is null there."""
+class RawBlock:
+    """Rows of one file that follow each other; a column that a row lacks is null there.
+
+    Attributes
+    ----------
+    name : of the file; a file without rows gives one block without rows
+    columns : of the file, or of these rows where a file does not list its columns
+    """
 
     name: str
     columns: tuple[str, ...]
@@ -58,10 +70,13 @@ class RawFile:
     notices: tuple[str, ...] = ()
 
 
+Blocks: TypeAlias = Iterator[RawBlock]
+
+
 def read_files(
     inputs: Sequence[str], text_columns: frozenset[str], storage_options: Mapping[str, object] | None = None
-) -> Iterator[RawFile]:
-    """Read every file that the inputs name, in the order of the inputs.
+) -> Blocks:
+    """Read every file that the inputs name, in the order of the inputs, block by block.
 
     Parameters
     ----------
@@ -85,7 +100,7 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def _read_input(url: str, text_columns: frozenset[str], options: Mapping[str, object]) -> Iterator[RawFile]:
+def _read_input(url: str, text_columns: frozenset[str], options: Mapping[str, object]) -> Blocks:
     fs, path = _filesystem(url, options)
     if not fs.exists(path) and any(mark in path for mark in "*?["):
         paths = sorted(fs.glob(path))
@@ -96,7 +111,7 @@ def _read_input(url: str, text_columns: frozenset[str], options: Mapping[str, ob
     elif not fs.isdir(path):
         paths = [path]
     elif _is_dataset(fs, path):
-        yield _read_dataset(fs, path, options)
+        yield from _read_dataset(fs, path, options)
         return
     else:
         paths = sorted(child for child in fs.ls(path, detail=False) if _reader_of(child) is not None)
@@ -105,9 +120,9 @@ def _read_input(url: str, text_columns: frozenset[str], options: Mapping[str, ob
     for each in paths:
         if fs.isdir(each):
             if _is_dataset(fs, each):
-                yield _read_dataset(fs, each, options)
+                yield from _read_dataset(fs, each, options)
             continue
-        yield _read_file(fs, each, text_columns)
+        yield from _read_file(fs, each, text_columns)
 
 
 def _filesystem(url: str, options: Mapping[str, object]) -> tuple[_FileSystem, str]:
@@ -120,21 +135,20 @@ def _filesystem(url: str, options: Mapping[str, object]) -> tuple[_FileSystem, s
     return fs, path
 
 
-def _read_file(fs: _FileSystem, path: str, text_columns: frozenset[str]) -> RawFile:
+def _read_file(fs: _FileSystem, path: str, text_columns: frozenset[str]) -> Blocks:
     reader = _reader_of(path)
     name = PurePosixPath(path).name
     if reader is None:
         raise CorpusError(f"{name}: unknown file type; known are {_known()}")
     with fsspec.core.OpenFile(fs, path, mode="rb", compression=_compression(path)) as stream:
-        content: bytes = stream.read()
-    return reader(name, content, text_columns)
+        yield from reader(name, stream, text_columns)
 
 
 def _compression(path: str) -> str | None:
     return COMPRESSIONS.get(PurePosixPath(path.lower()).suffix)
 
 
-def _reader_of(path: str) -> Callable[[str, bytes, frozenset[str]], RawFile] | None:
+def _reader_of(path: str) -> _Reader | None:
     pure = PurePosixPath(path.lower())
     if pure.suffix in COMPRESSIONS:
         pure = pure.with_suffix("")
@@ -146,23 +160,35 @@ def _known() -> str:
     return ", ".join(_READERS) + f" (all but .parquet also with {', '.join(COMPRESSIONS)}) and datasets folders"
 
 
-def _read_json_lines(name: str, content: bytes, _: frozenset[str]) -> RawFile:
-    rows = []
-    # Only \n ends a line: str.splitlines would also cut at U+2028, which JSON strings may hold.
-    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+def _read_json_lines(name: str, stream: BinaryIO, _: frozenset[str]) -> Blocks:
+    stem, rows, size, number = stem_of(name), list[RawRow](), 0, 0
+    for number, line in enumerate(_lines(stream), start=1):
         if not line.strip():
             continue
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise CorpusError(f"{name}:{number}: invalid JSON ({_one_line(error)}); fix the line") from error
-        rows.append(_object_row(value, f"{name}:{number}", stem_of(name)))
-    return _file_of(name, rows)
+        rows.append(_object_row(value, f"{name}:{number}", stem))
+        size += len(line)
+        if len(rows) >= BLOCK_ROWS or size >= BLOCK_BYTES:
+            yield _block_of(name, rows)
+            rows, size = [], 0
+    yield _block_of(name, rows)
 
 
-def _read_json(name: str, content: bytes, _: frozenset[str]) -> RawFile:
+def _lines(stream: BinaryIO) -> Iterator[bytes]:
+    """Yield lines. Only \\n ends one: others would also cut at U+2028, which JSON strings may hold."""
+    rest = stream.read(_READ_BYTES).removeprefix(b"\xef\xbb\xbf")
+    while chunk := stream.read(_READ_BYTES):
+        *whole, rest = (rest + chunk).split(b"\n") if b"\n" in chunk else (rest + chunk,)
+        yield from whole
+    yield from rest.split(b"\n")
+
+
+def _read_json(name: str, stream: BinaryIO, _: frozenset[str]) -> Blocks:
     try:
-        value = json.loads(content.removeprefix(b"\xef\xbb\xbf"))
+        value = json.loads(stream.read().removeprefix(b"\xef\xbb\xbf"))
     except json.JSONDecodeError as error:
         is_lines = error.msg == "Extra data"
         hint = "one object a line is .jsonl: rename the file" if is_lines else "fix the file"
@@ -174,7 +200,9 @@ def _read_json(name: str, content: bytes, _: frozenset[str]) -> RawFile:
     if not isinstance(value, list):
         raise CorpusError(f'{name}: neither an array of objects nor {{"data": [...]}}; make it one of these')
     stem = stem_of(name)
-    return _file_of(name, [_object_row(each, f"{name}:{i}", stem) for i, each in enumerate(value, start=1)])
+    for first in range(0, max(len(value), 1), BLOCK_ROWS):
+        part = enumerate(value[first : first + BLOCK_ROWS], start=first + 1)
+        yield _block_of(name, [_object_row(each, f"{name}:{i}", stem) for i, each in part])
 
 
 def _object_row(value: object, location: str, stem: str) -> RawRow:
@@ -184,14 +212,16 @@ def _object_row(value: object, location: str, stem: str) -> RawRow:
     return RawRow(value, location, stem)
 
 
-def _file_of(name: str, rows: Sequence[RawRow]) -> RawFile:
+def _block_of(name: str, rows: Sequence[RawRow]) -> RawBlock:
     columns = dict.fromkeys(column for row in rows for column in row.values)
-    return RawFile(name, tuple(columns), tuple(rows))
+    return RawBlock(name, tuple(columns), tuple(rows))
 
 
-def _read_csv(name: str, content: bytes, text_columns: frozenset[str]) -> RawFile:
+def _read_csv(name: str, stream: BinaryIO, text_columns: frozenset[str]) -> Blocks:
+    content = stream.read()
     if not content.strip():
-        return RawFile(name, (), ())
+        yield RawBlock(name, (), ())
+        return
     delimiter = "\t" if ".tsv" in PurePosixPath(name.lower()).suffixes[-2:] else ","
     table = pa_csv.read_csv(
         pa.BufferReader(content),
@@ -200,28 +230,41 @@ def _read_csv(name: str, content: bytes, text_columns: frozenset[str]) -> RawFil
         parse_options=pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
         convert_options=pa_csv.ConvertOptions(column_types={column: pa.string() for column in text_columns}),
     )
+    del content
     # The header is line 1. A cell that holds a newline makes this a row number, as spreadsheets count.
-    return _table_file(name, table, stem_of(name), first=2)
+    yield from _table_blocks(name, table.column_names, table.to_batches(BLOCK_ROWS), stem_of(name), first=2)
 
 
-def _read_parquet(name: str, content: bytes, _: frozenset[str]) -> RawFile:
-    return _table_file(name, pa_parquet.read_table(pa.BufferReader(content)), stem_of(name), first=1)
+def _read_parquet(name: str, stream: BinaryIO, _: frozenset[str]) -> Blocks:
+    file = pa_parquet.ParquetFile(stream)
+    bytes_per_row = sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups)) // max(
+        file.metadata.num_rows, 1
+    )
+    rows = max(min(BLOCK_ROWS, BLOCK_BYTES // max(bytes_per_row, 1)), 1)
+    batches = file.iter_batches(batch_size=rows, use_threads=False)
+    yield from _table_blocks(name, file.schema_arrow.names, batches, stem_of(name), first=1)
 
 
-def _table_file(name: str, table: pa.Table, stem: str, first: int) -> RawFile:
-    columns = tuple(table.column_names)
+def _table_blocks(
+    name: str, columns: Sequence[str], batches: Iterable[pa.RecordBatch], stem: str, first: int
+) -> Blocks:
     doubled = sorted({column for column in columns if columns.count(column) > 1})
     if doubled:
         raise CorpusError(f"{name}: the column {doubled[0]!r} is there more than once; rename one")
-    rows = (RawRow(values, f"{name}:{i}", stem) for i, values in enumerate(table.to_pylist(), start=first))
-    return RawFile(name, columns, tuple(rows))
+    at = first
+    for batch in batches:
+        rows = tuple(RawRow(values, f"{name}:{i}", stem) for i, values in enumerate(batch.to_pylist(), start=at))
+        at += len(rows)
+        yield RawBlock(name, tuple(columns), rows)
+    if at == first:
+        yield RawBlock(name, tuple(columns), ())
 
 
 def _is_dataset(fs: _FileSystem, path: str) -> bool:
     return any(fs.exists(f"{path.rstrip('/')}/{mark}") for mark in _DATASET_MARKS)
 
 
-def _read_dataset(fs: _FileSystem, path: str, options: Mapping[str, object]) -> RawFile:
+def _read_dataset(fs: _FileSystem, path: str, options: Mapping[str, object]) -> Blocks:
     from datasets import DatasetDict, load_from_disk
 
     url = fs.unstrip_protocol(path)
@@ -233,16 +276,22 @@ def _read_dataset(fs: _FileSystem, path: str, options: Mapping[str, object]) -> 
         raise CorpusError(f"{url}: not a readable datasets folder ({_one_line(error)})") from error
     name = PurePosixPath(path).name
     if not isinstance(loaded, DatasetDict):
-        return _table_file(name, loaded.with_format("arrow")[:], name, first=1)
-    parts = [
-        _table_file(f"{name}/{split}", part.with_format("arrow")[:], name, first=1) for split, part in loaded.items()
-    ]
-    columns = dict.fromkeys(column for part in parts for column in part.columns)
+        yield from _dataset_blocks(name, loaded, name)
+        return
     notice = f"{name} has the splits {', '.join(loaded)}: all are read, in this order"
-    return RawFile(name, tuple(columns), tuple(row for part in parts for row in part.rows), (notice,))
+    yield RawBlock(name, (), (), (notice,))
+    for split, part in loaded.items():
+        yield from _dataset_blocks(f"{name}/{split}", part, name)
 
 
-_READERS: dict[str, Callable[[str, bytes, frozenset[str]], RawFile]] = {
+def _dataset_blocks(name: str, rows: Dataset, stem: str) -> Blocks:
+    tables = rows.with_format("arrow").iter(BLOCK_ROWS)
+    batches = (batch for table in tables for batch in table.combine_chunks().to_batches())
+    return _table_blocks(name, rows.column_names, batches, stem, first=1)
+
+
+_Reader: TypeAlias = Callable[[str, BinaryIO, frozenset[str]], Blocks]
+_READERS: dict[str, _Reader] = {
     ".jsonl": _read_json_lines,
     ".ndjson": _read_json_lines,
     ".json": _read_json,

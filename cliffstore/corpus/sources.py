@@ -1,79 +1,115 @@
 """A corpus: files to `CorpusRow`s with ids, labels and extra columns, and what was left out, with reasons.
 
-Steps: read the files, map their columns to the known names, check and normalise each row, give ids, settle
-the types of the other columns, filter. Row ids and column types are settled before `where` and `limit`, and
-do not depend on the order of the files, so a filtered corpus names its rows as the whole one does.
+Steps: read the files in blocks, draft each row, keep the drafts on local disk, then settle what needs all of them:
+ids, types of the other columns, the filter. Row ids and column types are settled before `where` and `limit`, and
+do not depend on the order of the files, so a filtered corpus names its rows as the whole one does. Cost: the memory
+of a block and of DuckDB's limit, and disk for the drafts.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
 
+import duckdb
 import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 
-from cliffstore.corpus.columns import settle_names, settle_types
-from cliffstore.corpus.files import RawFile, RawRow, read_files
-from cliffstore.corpus.rows import (
-    KNOWN,
-    BadRowError,
-    Conversation,
-    check_unicode,
-    content_id,
-    given_id,
-    given_source,
-    normalise_label,
-    parse_conversation,
+from cliffstore.corpus.columns import Settled, settle_names
+from cliffstore.corpus.drafts import (
+    DraftBlock,
+    DraftRules,
+    LocatedRow,
+    corpus_rows,
+    draft_block,
+    extra_of,
+    skipped_rows,
 )
-from cliffstore.corpus.where import rows_where
+from cliffstore.corpus.files import BLOCK_BYTES, BLOCK_ROWS, Blocks, RawRow, read_files
+from cliffstore.corpus.kinds import NULL, Kind, join
+from cliffstore.corpus.rows import KNOWN
+from cliffstore.corpus.scratch import batches, insert, open_scratch
+from cliffstore.corpus.where import ROW, rows_where
 from cliffstore.errors import CorpusError
-from cliffstore.records import CorpusRow, SkippedRow
+from cliffstore.records import SkippedRow
+
+A = TypeVar("A")
+B = TypeVar("B")
+Apply = Callable[[Callable[[A], B], Iterable[A]], Iterable[B]]
+"""Like `map`, and perhaps in other processes."""
+_KEPT = ("id", "prompt", "system", "thinking", "response", "label", "source")
 
 
-@dataclass(frozen=True, slots=True)
-class LocatedRow:
-    """A usable row and where it stands: `file:line` or `file:row`, counted from 1."""
-
-    row: CorpusRow
-    location: str
-
-
-@dataclass(frozen=True, slots=True)
 class Corpus:
-    """What `read_corpus` found.
+    """What `read_corpus` found; its rows lie on local disk.
 
     Attributes
     ----------
-    rows : usable rows, in input order
-    skipped : rows that cannot be used, with reasons, in input order
-    extra_schema : Arrow types of `CorpusRow.extra`, sorted by column name
+    n_rows, n_skipped : usable rows, and rows that are not
+    settled : the columns beyond the known ones
     notices : one line each, for the user to see
     """
 
-    rows: tuple[LocatedRow, ...]
-    skipped: tuple[SkippedRow, ...]
-    extra_schema: pa.Schema
-    notices: tuple[str, ...]
+    def __init__(
+        self, connection: duckdb.DuckDBPyConnection, settled: Settled, notices: Sequence[str], block_rows: int
+    ) -> None:
+        self._connection, self._block_rows = connection, block_rows
+        self.settled, self.notices = settled, tuple(notices)
+        self.n_rows, self.n_skipped = connection.execute(
+            "SELECT count(*) FILTER (reason IS NULL), count(*) FILTER (reason IS NOT NULL) FROM chosen"
+        ).fetchall()[0]
+
+    @property
+    def extra_schema(self) -> pa.Schema:
+        """Arrow types of `CorpusRow.extra`, sorted by column name."""
+        return self.settled.schema
+
+    def tables(self) -> Iterator[pa.Table]:
+        """Yield the usable drafts in input order, a block at a time; `drafts.corpus_rows` makes rows of them."""
+        for batch in batches(self._connection, "SELECT * FROM chosen WHERE reason IS NULL", self._block_rows):
+            yield pa.Table.from_batches([batch])
+
+    def rows(self) -> Iterator[LocatedRow]:
+        """Yield the usable rows in input order."""
+        for table in self.tables():
+            yield from corpus_rows(table, self.settled)
+
+    def skipped(self) -> Iterator[SkippedRow]:
+        """Yield the rows that cannot be used, in input order."""
+        for batch in batches(self._connection, "SELECT * FROM chosen WHERE reason IS NOT NULL", BLOCK_ROWS):
+            yield from skipped_rows(pa.Table.from_batches([batch]))
+
+    def close(self) -> None:
+        """Let go of the rows."""
+        self._connection.close()
 
 
 def read_corpus(
     inputs: Sequence[str],
+    folder: str | Path,
     *,
     mapping: Mapping[str, str] = {},
     where: str | None = None,
     limit: int | None = None,
     storage_options: Mapping[str, object] | None = None,
+    apply: Apply[Sequence[RawRow], DraftBlock] = map,
+    on_rows: Callable[[int], None] = lambda _: None,
 ) -> Corpus:
     """Read the rows of all inputs.
 
     Parameters
     ----------
     inputs : files, globs, folders or `datasets` folders; any fsspec URL
+    folder : local folder for what is larger than memory
     mapping : known name -> the corpus column that holds it
     where : SQL boolean expression over the corpus columns; other rows are left out
     limit : keep only so many rows, in input order, after `where`
     storage_options : for fsspec, given to remote inputs only
+    apply : maps a function over blocks of rows
+    on_rows : told how many rows have been read so far
 
     Raises
     ------
@@ -86,98 +122,79 @@ def read_corpus(
         raise CorpusError(f"limit must be at least 1, not {limit}")
     columns = _known_columns(mapping)
     text_columns = frozenset(column for name, column in columns.items() if name != "messages")
-    files = list(read_files(inputs, text_columns, storage_options))
-    _check_columns(files, columns, mapping)
-
-    drafts = [_draft(raw, columns) for file in files for raw in file.rows]
-    ids = _ids(drafts)
-    names, renamed = settle_names([*dict.fromkeys(name for draft in drafts for name in draft.extra)])
-    extra_rows = [{names[name]: value for name, value in draft.extra.items()} for draft in drafts]
-    extras, schema, retyped = settle_types(extra_rows, list(names.values()))
-    notices = [*(notice for file in files for notice in file.notices), *renamed, *retyped]
-
-    kept = list(range(len(drafts)))
-    if where is not None:
-        kept = rows_where(_query_table(drafts, ids, extras, schema, mapping), where)
-        notices.append(f"--where keeps {len(kept)} of {len(drafts)} rows")
-        if not kept:
-            raise CorpusError(f"empty corpus: --where {where!r} keeps none of {len(drafts)} rows; change it")
-    if limit is not None and limit < len(kept):
-        notices.append(f"--limit keeps the first {limit} of {len(kept)} rows")
-        kept = kept[:limit]
-
-    skipped = tuple(drafts[i].skipped_row(ids[i]) for i in kept if drafts[i].conversation is None)
-    rows = tuple(
-        LocatedRow(_corpus_row(drafts[i], conversation, ids[i], extras[i]), drafts[i].raw.location)
-        for i in kept
-        if (conversation := drafts[i].conversation) is not None
-    )
-    if not rows:
-        reasons = Counter(row.reason for row in skipped).most_common()
-        counts = ", ".join(f"{n} {reason}" for reason, n in reasons)
-        first = f"{skipped[0].location}: {skipped[0].detail}"
-        raise CorpusError(f"every row was skipped: {counts}; the first is {first}")
-    return Corpus(rows, skipped, schema, tuple(notices))
-
-
-@dataclass(frozen=True, slots=True)
-class _Draft:
-    """A row on its way: `conversation` is None where the row is to be skipped for `reason`."""
-
-    raw: RawRow
-    known: Mapping[str, object]
-    extra: Mapping[str, object]
-    id: str
-    has_own_id: bool
-    source: str | None
-    label: str | None
-    conversation: Conversation | None
-    reason: str
-    detail: str
-
-    def skipped_row(self, id_: str) -> SkippedRow:
-        return SkippedRow(id_, self.source, self.raw.location, self.reason, self.detail)
-
-    def text(self, name: str) -> str | None:
-        """Give a known column as `--where` sees it; for a row to be skipped, as far as it is text."""
-        if self.conversation is not None:
-            return {
-                "prompt": self.conversation.prompt,
-                "system": self.conversation.system,
-                "thinking": self.conversation.thinking,
-                "response": self.conversation.response,
-            }[name]
-        value = self.known.get(name)
-        return value if isinstance(value, str) else None
-
-
-def _draft(raw: RawRow, columns: Mapping[str, str]) -> _Draft:
-    known = {name: raw.values.get(column) for name, column in columns.items()}
-    used = frozenset(columns.values())
-    extra = {column: value for column, value in raw.values.items() if column not in used}
-    own_id = label = conversation = None
-    source: str | None = raw.stem
-    reason = detail = ""
-    content = content_id(known, extra)
+    seen = _Seen(columns, mapping)
+    rules = DraftRules(columns, tuple(sorted(set(mapping.values()))) if where is not None else ())
+    connection = open_scratch(folder, "corpus")
     try:
-        check_unicode(raw.values)
-    except BadRowError as error:
-        # Nothing of such a row can enter an Arrow table, not even the one that `--where` sees.
-        bare = RawRow({}, raw.location, raw.stem)
-        return _Draft(bare, {}, {}, content, False, source, None, None, error.reason, error.detail)
-    try:
-        own_id = given_id(known.get("id"))
-        source = given_source(known.get("source"), raw)
-        label = normalise_label(known.get("label"))
-        conversation, messages = parse_conversation(known, raw.location)
-        if messages:
-            extra["messages"] = [{"role": turn.role, "content": turn.content} for turn in messages]
-            if known.get("prompt") not in (None, conversation.prompt):
-                extra["prompt"] = known["prompt"]
-    except BadRowError as error:
-        reason, detail = error.reason, error.detail
-    has_own_id = own_id is not None
-    return _Draft(raw, known, extra, own_id or content, has_own_id, source, label, conversation, reason, detail)
+        insert(connection, "drafts", _numbered(draft_block([], rules).drafts, 0))
+        kinds: dict[str, Kind] = {}
+        raw_kinds: dict[str, Kind] = {}
+        n_rows = n_bytes = 0
+        blocks = (block.rows for block in seen.watch(read_files(inputs, text_columns, storage_options)))
+        for found in apply(partial(draft_block, rules=rules), blocks):
+            insert(connection, "drafts", _numbered(found.drafts, n_rows))
+            n_rows, n_bytes = n_rows + found.drafts.num_rows, n_bytes + found.drafts.nbytes
+            on_rows(n_rows)
+            for into, more in ((kinds, found.kinds), (raw_kinds, found.raw_kinds)):
+                into.update({name: join(into.get(name, NULL), kind) for name, kind in more.items()})
+        seen.check()
+        _number_copies(connection)
+        names, renamed = settle_names([*kinds])
+        settled = Settled(names, kinds)
+        notices = [*seen.notices, *renamed, *settled.notices]
+        if where is not None:
+            _keep_where(connection, Path(folder), settled, raw_kinds, where)
+            (kept,) = connection.execute("SELECT count(*) FROM kept").fetchall()[0]
+            notices.append(f"--where keeps {kept} of {n_rows} rows")
+            if not kept:
+                raise CorpusError(f"empty corpus: --where {where!r} keeps none of {n_rows} rows; change it")
+        else:
+            kept = n_rows
+            connection.execute("CREATE VIEW kept AS SELECT seq FROM drafts")
+        if limit is not None and limit < kept:
+            notices.append(f"--limit keeps the first {limit} of {kept} rows")
+        _choose(connection, limit)
+        corpus = Corpus(connection, settled, notices, _block_rows(n_rows, n_bytes))
+        _check_some_usable(corpus, connection)
+    except BaseException:
+        connection.close()
+        raise
+    return corpus
+
+
+class _Seen:
+    """What the files had: columns, and whether there were rows."""
+
+    def __init__(self, columns: Mapping[str, str], mapping: Mapping[str, str]) -> None:
+        self._mapping = mapping
+        self._needed = {columns[name] for name in ("prompt", "messages") if name in columns}
+        self._files: dict[str, dict[str, None]] = {}
+        self._with_rows: set[str] = set()
+        self.notices: list[str] = []
+
+    def watch(self, blocks: Blocks) -> Blocks:
+        for block in blocks:
+            self._files.setdefault(block.name, {}).update(dict.fromkeys(block.columns))
+            self.notices.extend(block.notices)
+            if block.rows:
+                self._with_rows.add(block.name)
+                yield block
+
+    def check(self) -> None:
+        """Raise `CorpusError` where there is no row, or a column that is needed is not there."""
+        if not self._with_rows:
+            names = ", ".join(self._files) or "nothing was given"
+            raise CorpusError(f"empty corpus: no rows in the input ({names}); give at least one row")
+        there = sorted({column for columns in self._files.values() for column in columns})
+        for name, column in self._mapping.items():
+            if column not in there:
+                raise CorpusError(f"--map {name}={column}: no such column; there are {', '.join(there)}")
+        for file in (name for name in self._files if name in self._with_rows):
+            if not self._needed & set(self._files[file]):
+                wanted = " or ".join(sorted(self._needed))
+                found = ", ".join(self._files[file]) or "none"
+                hint = "choose one with --map prompt=COLUMN"
+                raise CorpusError(f"{file}: no column {wanted}; there are {found}; {hint}")
 
 
 def _known_columns(mapping: Mapping[str, str]) -> dict[str, str]:
@@ -191,79 +208,73 @@ def _known_columns(mapping: Mapping[str, str]) -> dict[str, str]:
     return columns
 
 
-def _check_columns(files: Sequence[RawFile], columns: Mapping[str, str], mapping: Mapping[str, str]) -> None:
-    if not any(file.rows for file in files):
-        names = ", ".join(file.name for file in files) or "nothing was given"
-        raise CorpusError(f"empty corpus: no rows in the input ({names}); give at least one row")
-    there = sorted({column for file in files for column in file.columns})
-    for name, column in mapping.items():
-        if column not in there:
-            raise CorpusError(f"--map {name}={column}: no such column; there are {', '.join(there)}")
-    needed = {columns[name] for name in ("prompt", "messages") if name in columns}
-    for file in files:
-        if file.rows and not needed & set(file.columns):
-            wanted = " or ".join(sorted(needed))
-            found = ", ".join(file.columns) or "none"
-            hint = "choose one with --map prompt=COLUMN"
-            raise CorpusError(f"{file.name}: no column {wanted}; there are {found}; {hint}")
+def _numbered(drafts: pa.Table, first: int) -> pa.Table:
+    return drafts.append_column("seq", pa.array(range(first, first + drafts.num_rows), pa.int64()))
 
 
-def _ids(drafts: Sequence[_Draft]) -> list[str]:
+def _number_copies(connection: duckdb.DuckDBPyConnection) -> None:
     """Give each row its id: its own, or one made of its content with `-2`, `-3` for exact copies."""
-    copies: Counter[str] = Counter()
-    ids = []
-    for draft in drafts:
-        id_ = draft.id
-        if not draft.has_own_id:
-            copies[id_] += 1
-            if copies[id_] > 1:
-                id_ = f"{id_}-{copies[id_]}"
-        ids.append(id_)
-    first: dict[str, str] = {}
-    for id_, draft in zip(ids, drafts, strict=True):
-        if id_ in first:
-            places = f"{first[id_]} and {draft.raw.location}"
-            raise CorpusError(f"the id {id_!r} is there twice, at {places}; make ids unique or leave them out")
-        first[id_] = draft.raw.location
-    return ids
+    connection.execute(
+        "CREATE TABLE ids AS SELECT seq, if(has_own_id OR copy = 1, id, id || '-' || copy) AS id FROM "
+        "(SELECT seq, id, has_own_id, row_number() OVER (PARTITION BY id, has_own_id ORDER BY seq) AS copy FROM drafts)"
+    )
+    twice = connection.execute(
+        "WITH again AS (SELECT id, seq, row_number() OVER (PARTITION BY id ORDER BY seq) AS time FROM ids), "
+        "first AS (SELECT id, seq FROM again WHERE time = 2 ORDER BY seq LIMIT 1) "
+        "SELECT i.id, d.location FROM first JOIN ids i USING (id) JOIN drafts d ON d.seq = i.seq ORDER BY i.seq LIMIT 2"
+    ).fetchall()
+    if twice:
+        (id_, one), (_, other) = twice
+        raise CorpusError(f"the id {id_!r} is there twice, at {one} and {other}; make ids unique or leave them out")
 
 
-def _corpus_row(draft: _Draft, conversation: Conversation, id_: str, extra: Mapping[str, object]) -> CorpusRow:
-    return CorpusRow(
-        id=id_,
-        prompt=conversation.prompt,
-        turns=conversation.turns,
-        system=conversation.system,
-        thinking=conversation.thinking,
-        response=conversation.response,
-        label=draft.label,
-        source=draft.source,
-        extra=extra,
+def _choose(connection: duckdb.DuckDBPyConnection, limit: int | None) -> None:
+    """Make the table of rows that are kept, in input order."""
+    first = "" if limit is None else f"ORDER BY seq LIMIT {limit}"
+    connection.execute(
+        "CREATE TABLE chosen AS SELECT d.* REPLACE (i.id AS id) FROM drafts d JOIN ids i USING (seq) "
+        f"WHERE seq IN (SELECT seq FROM kept {first}) ORDER BY seq"
     )
 
 
-def _query_table(
-    drafts: Sequence[_Draft],
-    ids: Sequence[str],
-    extras: Sequence[Mapping[str, object]],
-    schema: pa.Schema,
-    mapping: Mapping[str, str],
-) -> pa.Table:
-    """Lay out the rows for `--where`: known columns as text, extra ones, mapped ones by raw name too."""
-    data: dict[str, pa.Array] = {"id": _texts(ids)}
-    for name in ("prompt", "system", "thinking", "response"):
-        data[name] = _texts(draft.text(name) for draft in drafts)
-    data["label"] = _texts(draft.label for draft in drafts)
-    data["source"] = _texts(draft.source for draft in drafts)
-    for field in schema:
-        data[field.name] = pa.array([extra[field.name] for extra in extras], type=field.type)
-    taken = {name.lower() for name in data}
-    aliases = sorted({column for column in mapping.values() if column.lower() not in taken})
-    raw, raw_schema, _ = settle_types([draft.raw.values for draft in drafts], aliases)
-    for field in raw_schema:
-        data[field.name] = pa.array([row[field.name] for row in raw], type=field.type)
-    return pa.table(data)
+def _keep_where(
+    connection: duckdb.DuckDBPyConnection, folder: Path, settled: Settled, raw_kinds: Mapping[str, Kind], where: str
+) -> None:
+    """Make the table of rows for which the expression is true."""
+    taken = {*_KEPT, *(name.lower() for name in settled.schema.names)}
+    raw = Settled({name: name for name in sorted(raw_kinds) if name.lower() not in taken}, raw_kinds)
+    path = folder / "where.parquet"
+    statement = "SELECT d.* REPLACE (i.id AS id) FROM drafts d JOIN ids i USING (seq) ORDER BY seq"
+    known = [pa.field(name, pa.string()) for name in _KEPT]
+    schema = pa.schema([*known, *settled.schema, *raw.schema, pa.field(ROW, pa.int64())])
+    with pq.ParquetWriter(path, schema) as writer:
+        for batch in batches(connection, statement, BLOCK_ROWS):
+            drafts = pa.Table.from_batches([batch])
+            writer.write_table(_query_table(drafts, settled, raw, schema))
+    kept = rows_where(ds.dataset(path), where)
+    path.unlink()
+    insert(connection, "kept", pa.table({"seq": kept}))
 
 
-def _texts(values: Iterable[str | None]) -> pa.Array:
-    return pa.array(list(values), type=pa.string())
+def _query_table(drafts: pa.Table, settled: Settled, raw: Settled, schema: pa.Schema) -> pa.Table:
+    """Lay out rows for `--where`: known columns as text, extra ones, mapped ones by raw name too."""
+    extras = [settled.row(extra_of(text)) for text in drafts["extra"].to_pylist()]
+    raws = [raw.row(extra_of(text)) for text in drafts["raw"].to_pylist()]
+    data = {ROW: drafts["seq"], **{name: drafts[name] for name in _KEPT}}
+    for part, rows in ((settled, extras), (raw, raws)):
+        for field in part.schema:
+            data[field.name] = pa.array([row[field.name] for row in rows], type=field.type)
+    return pa.table(data, schema=schema)
+
+
+def _block_rows(n_rows: int, n_bytes: int) -> int:
+    return max(min(BLOCK_ROWS, BLOCK_BYTES * n_rows // max(n_bytes, 1)), 1)
+
+
+def _check_some_usable(corpus: Corpus, connection: duckdb.DuckDBPyConnection) -> None:
+    if corpus.n_rows:
+        return
+    reasons = connection.execute("SELECT reason, count(*) AS n FROM chosen GROUP BY 1 ORDER BY n DESC, min(seq)")
+    counts = ", ".join(f"{n} {reason}" for reason, n in reasons.fetchall())
+    location, detail = connection.execute("SELECT location, detail FROM chosen ORDER BY seq LIMIT 1").fetchall()[0]
+    raise CorpusError(f"every row was skipped: {counts}; the first is {location}: {detail}")

@@ -13,9 +13,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import date
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,7 @@ from cliffstore.corpus.chat import (
     TemplateAlteredError,
     TemplateRefusedError,
 )
+from cliffstore.corpus.drafts import LocatedRow
 from cliffstore.corpus.markers import DEFAULT_MARKERS, ThinkMarkers, find_markers, split_thinking
 from cliffstore.errors import ConfigError, ModelError
 from cliffstore.records import SEGMENTS, CorpusRow, RenderedExample, Segment, SkippedRow
@@ -34,7 +35,10 @@ from cliffstore.records import SEGMENTS, CorpusRow, RenderedExample, Segment, Sk
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Renderer", "ThinkMarkers", "find_markers", "tokenizer_digest"]
+__all__ = ["RenderCounts", "Renderer", "ThinkMarkers", "find_markers", "tokenizer_digest"]
+
+TokenIds: TypeAlias = npt.NDArray[np.int32]
+Offsets: TypeAlias = npt.NDArray[np.int64]
 
 REFUSED = "template refused"
 ALTERED = "template altered the text"
@@ -43,8 +47,31 @@ _CODES = {segment: code for code, segment in enumerate(SEGMENTS)}
 _RENDERING = 1  # raised when the same template would render otherwise
 
 
+@dataclass(frozen=True, slots=True)
+class RenderCounts:
+    """What the user should know about rows that were rendered, counted."""
+
+    with_default_markers: int = 0
+    split: int = 0
+
+    def __add__(self, other: RenderCounts) -> RenderCounts:
+        return RenderCounts(self.with_default_markers + other.with_default_markers, self.split + other.split)
+
+
+@dataclass(frozen=True, slots=True)
+class _Laid:
+    """A row as text, before it is tokenised; `split` where its thinking was taken out of the response."""
+
+    row: CorpusRow
+    location: str
+    text: str
+    regions: Sequence[Region]
+    answer_start: int
+    split: bool
+
+
 class Renderer:
-    """Renders rows for one tokenizer. It counts what its notices tell, so one renderer serves one corpus.
+    """Renders rows for one tokenizer.
 
     Parameters
     ----------
@@ -70,15 +97,13 @@ class Renderer:
             day = date.fromisoformat(template_date)
         except ValueError as error:
             raise ConfigError(f"template_date must be YYYY-MM-DD, not {template_date!r}") from error
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._max_tokens = max_tokens
         self._chat = ChatTemplate(tokenizer, day) if tokenizer.chat_template else None
         found = markers or find_markers(self._chat.text if self._chat else None, tokenizer)
         self.markers = found or DEFAULT_MARKERS
         self._is_default = found is None
         self._bos = "" if self._chat else _added_prefix(tokenizer)
-        self._with_default_markers = 0
-        self._split = 0
         self.digest = _digest(
             {
                 "rendering": _RENDERING,
@@ -88,22 +113,34 @@ class Renderer:
             }
         )
 
-    @property
-    def notices(self) -> tuple[str, ...]:
-        """Tell what the user should know about the rows rendered so far."""
+    def notices(self, counts: RenderCounts) -> tuple[str, ...]:
+        """Tell what the user should know about rows rendered with these counts."""
         notices = []
         if self._chat is None:
             notices.append("this tokenizer has no chat template: prompts are used as plain text")
-        if self._with_default_markers:
+        if counts.with_default_markers:
             marks = f"{self.markers.open.strip()} and {self.markers.close.strip()}"
-            n = self._with_default_markers
+            n = counts.with_default_markers
             notices.append(f"this model has no thinking markers: {marks} are used in {_rows(n)}")
-        if self._split:
-            notices.append(f"the thinking was split from the response in {_rows(self._split)}")
+        if counts.split:
+            notices.append(f"the thinking was split from the response in {_rows(counts.split)}")
         return tuple(notices)
 
-    def render(self, row: CorpusRow, location: str) -> RenderedExample | SkippedRow:
-        """Render one row. The example's row has thinking and response apart, even if the corpus had not."""
+    def render(self, rows: Sequence[LocatedRow]) -> tuple[list[RenderedExample | SkippedRow], RenderCounts]:
+        """Render rows, in their order. An example's row has thinking and response apart, even if the corpus had not."""
+        laid = [self._lay_out(one.row, one.location) for one in rows]
+        tokens = iter(self._tokenize([one.text for one in laid if isinstance(one, _Laid)]))
+        rendered: list[RenderedExample | SkippedRow] = []
+        n_default = n_split = 0
+        for one in laid:
+            found = self._finish(one, *next(tokens)) if isinstance(one, _Laid) else one
+            rendered.append(found)
+            if isinstance(one, _Laid) and isinstance(found, RenderedExample):
+                n_default += self._is_default and one.row.thinking is not None
+                n_split += one.split
+        return rendered, RenderCounts(n_default, n_split)
+
+    def _lay_out(self, row: CorpusRow, location: str) -> _Laid | SkippedRow:
         try:
             prompt = self._prompt(row)
         except TemplateRefusedError as error:
@@ -113,16 +150,20 @@ class Renderer:
         opened = _open_tail(prompt, self.markers)
         row, was_split = self._with_thinking_apart(row, is_open=opened is not None)
         text, regions, answer_start = self._with_answer(prompt, opened, row)
-        token_ids, ends, last_chars = self._tokenize(text)
+        return _Laid(row, location, text, regions, answer_start, was_split)
+
+    def _finish(self, one: _Laid, token_ids: TokenIds, offsets: Offsets) -> RenderedExample | SkippedRow:
+        """Give each token its segment. Shapes: token_ids int32 [T], offsets int64 [T, 2], characters [start, end)."""
+        row, location = one.row, one.location
         if self._max_tokens is not None and len(token_ids) > self._max_tokens:
             detail = f"{len(token_ids)} tokens > {self._max_tokens}"
             return SkippedRow(row.id, row.source, location, TOO_LONG, detail)
-        before = np.flatnonzero(ends <= answer_start)
+        ends = offsets[:, 1]
+        before = np.flatnonzero(ends <= one.answer_start)
         if not before.size:
             return SkippedRow(row.id, row.source, location, ALTERED, "no token ends before the answer")
-        self._split += was_split
-        self._with_default_markers += self._is_default and row.thinking is not None
-        return RenderedExample(row, token_ids, segments_of(last_chars, regions), int(before[-1]), location)
+        last_chars = np.maximum(ends - 1, offsets[:, 0])
+        return RenderedExample(row, token_ids, segments_of(last_chars, one.regions), int(before[-1]), location)
 
     def _prompt(self, row: CorpusRow) -> RenderedPrompt:
         return self._chat.render(row.turns) if self._chat else _plain_prompt(row, self._bos)
@@ -169,19 +210,24 @@ class Renderer:
         core = self.markers.open.rstrip()
         return self.markers.open[len(core) :] if prompt.text.endswith(core) else ""
 
-    def _tokenize(self, text: str) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Tokenise the text as it is: ids [T], character ends [T], last characters [T]."""
-        encoding = self._tokenizer(
-            text,
+    def _tokenize(self, texts: Sequence[str]) -> list[tuple[TokenIds, Offsets]]:
+        """Tokenise texts as they are: for each, ids int32 [T] and character offsets int64 [T, 2]."""
+        if not texts:
+            return []
+        encoding = self.tokenizer(
+            list(texts),
             add_special_tokens=False,
             return_offsets_mapping=True,
+            return_attention_mask=False,
+            return_token_type_ids=False,
             truncation=False,
             padding=False,
             verbose=False,
         )
-        offsets = np.asarray(encoding["offset_mapping"], dtype=np.int64).reshape(-1, 2)
-        ends = offsets[:, 1]
-        return np.asarray(encoding["input_ids"], dtype=np.int32), ends, np.maximum(ends - 1, offsets[:, 0])
+        return [
+            (np.asarray(ids, dtype=np.int32), np.asarray(offsets, dtype=np.int64).reshape(-1, 2))
+            for ids, offsets in zip(encoding["input_ids"], encoding["offset_mapping"], strict=True)
+        ]
 
 
 def segments_of(last_chars: npt.NDArray[np.int64], regions: Sequence[Region]) -> npt.NDArray[np.uint8]:

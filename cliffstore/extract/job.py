@@ -46,11 +46,12 @@ class Job:
 
     Attributes
     ----------
+    plans : names of the plans that the units belong to
     capture : document in the store; None where only scores are wanted
     """
 
     store: str
-    plan: str
+    plans: tuple[str, ...]
     passes: PassSettings
     capture: CaptureDocument | None
     probes: tuple[LiveProbe, ...] = ()

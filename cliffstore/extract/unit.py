@@ -26,7 +26,8 @@ from cliffstore.extract.runner import PassRunner
 from cliffstore.extract.sinks import ActivationBlocks, ProbeScores, UnitSink
 from cliffstore.extract.tree import UnitExample
 from cliffstore.schema import CaptureDocument, UnitError
-from cliffstore.store import layout, receipts, tables
+from cliffstore.store import layout, receipts
+from cliffstore.store.plans import PlanTables
 from cliffstore.store.reader import StoreReader
 from cliffstore.store.scores import is_scored, write_unit_scores
 from cliffstore.store.writer import UnitFacts, capture_specs, commit_unit
@@ -63,6 +64,7 @@ class UnitWorker:
         self._job = job
         self._reader = StoreReader(job.store, job.storage_options)
         self._unit_rows = self._reader.manifest.chunking.unit_rows
+        self._tables = PlanTables(self._reader.objects, job.plans)
         if job.capture is not None:
             self._pool = BlockPool(capture_specs(job.capture), self._unit_rows)
         self._runner.adopt(job.passes)
@@ -100,7 +102,7 @@ class UnitWorker:
             return UnitReport(unit, held.n_tokens, held.n_rows, held.bytes, held.seconds, held.worker)
         if capture is None and all(is_scored(objects, probe.key, unit) for probe in self._job.probes):
             return UnitReport(unit, 0, 0, 0, 0.0, self.name)
-        tokens = tables.read(objects, layout.tokens_table(self._job.plan, unit))
+        tokens = self._tables.tokens(unit)
         examples = split_examples(tokens)
         place = _Place(unit, unit * self._unit_rows, examples, tokens, attempt)
         return self._store_scores(place) if capture is None else self._store_activations(place, capture)
@@ -110,7 +112,7 @@ class UnitWorker:
         seconds = self._run(place, sink)
         blocks = sink.finish()
         facts = UnitFacts(
-            plan=self._job.plan,
+            plan=self._tables.units[place.unit].plan,
             unit=place.unit,
             row_start=place.row_start,
             n_rows=place.n_rows,
@@ -132,7 +134,7 @@ class UnitWorker:
         for probe in self._job.probes:
             write_unit_scores(
                 self._reader.objects,
-                self._job.plan,
+                self._tables.units[place.unit].plan,
                 probe.key,
                 place.unit,
                 place.tokens,
@@ -164,7 +166,7 @@ class UnitWorker:
 
     def _id_of(self, place: _Place, row: int) -> str:
         owner = next(one.example for one in place.examples if row in one.rows)
-        table = tables.read(self._reader.objects, layout.examples_table(self._job.plan, place.unit), ["example", "id"])
+        table = self._tables.examples(place.unit, ["example", "id"])
         return str(table["id"][table["example"].to_pylist().index(owner)].as_py())
 
 

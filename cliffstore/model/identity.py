@@ -2,7 +2,7 @@
 
 A model is a local folder, a hub name, or a `.gguf` file (converted once, see `gguf.py`), with or without a PEFT
 adapter over it (see `adapters.py`). Two captures are of the same model where the digests of configuration, weights
-and adapter are equal: the whole configuration, a sample of each weight file, the whole adapter.
+and adapter are equal: the whole configuration, a sample of each tensor, the whole adapter.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from cliffstore.schema import ModelIdentity
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-_SAMPLES = 64
-_SAMPLE_BYTES = 4096
+_SAMPLES, _SAMPLE_BYTES = 4, 4096
+"""What of each tensor is read to tell models apart."""
 _VOLATILE_CONFIG = ("_name_or_path", "_model_name_or_path", "transformers_version", "_commit_hash")
 
 
@@ -155,13 +155,27 @@ def _config_digest(config: PretrainedConfig) -> str:
 
 
 def _weights_digest(folder: Path) -> str:
-    """Digest name, size and evenly spread samples of every weight file: a tuned twin differs, and it takes no time."""
+    """Digest name, header and samples of every tensor of each weight file.
+
+    A model that was tuned in a single tensor differs, and a large one takes seconds.
+    """
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):
-        size = path.stat().st_size
-        digest.update(f"{path.name}:{size};".encode())
+        digest.update(f"{path.name}:{path.stat().st_size};".encode())
         with path.open("rb") as file:
-            for sample in range(_SAMPLES):
-                file.seek(max(size - _SAMPLE_BYTES, 0) * sample // max(_SAMPLES - 1, 1))
-                digest.update(file.read(_SAMPLE_BYTES))
+            header = file.read(int.from_bytes(file.read(8), "little"))
+            digest.update(header)
+            for first, last in _tensors(header, path.name):
+                for sample in range(_SAMPLES):
+                    file.seek(8 + len(header) + first + max(last - first - _SAMPLE_BYTES, 0) * sample // (_SAMPLES - 1))
+                    digest.update(file.read(min(_SAMPLE_BYTES, last - first)))
     return digest.hexdigest()
+
+
+def _tensors(header: bytes, name: str) -> list[tuple[int, int]]:
+    """Return where the tensors of a safetensors file begin and end, behind its header."""
+    try:
+        found = json.loads(header)
+        return sorted(tuple(one["data_offsets"]) for key, one in found.items() if key != "__metadata__")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ModelError(f"weight file {name} is no safetensors file: download it again") from None

@@ -1,43 +1,39 @@
-"""A unit of a plan as Arrow tables: `examples` and `tokens`; a plan as `units` and `skipped`."""
+"""A unit of a plan as Arrow tables: `examples` and `tokens`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pyarrow as pa
 
-from cliffstore.plan.units import Plan, Unit
-from cliffstore.records import SEGMENTS, SkippedRow
-from cliffstore.schema import EXAMPLES, SKIPPED, TOKENS, UNITS
+from cliffstore.corpus.values import from_text
+from cliffstore.plan.units import Unit
+from cliffstore.records import SEGMENTS
+from cliffstore.schema import EXAMPLES, TOKENS
 
 TokenText = Callable[[Sequence[int]], Sequence[str]]
 """Distinct token ids -> the text of each, as it is shown in the column `token`."""
 
 
-def examples_table(unit: Unit, extra_schema: pa.Schema) -> pa.Table:
-    """Return the examples of a unit, sorted by ordinal, the corpus's further columns last."""
-    known = [
-        {
-            "example": planned.ordinal,
-            "id": planned.example.row.id,
-            "unit": unit.number,
-            "n_tokens": len(planned.rows),
-            "decision": planned.example.decision,
-            "prompt": planned.example.row.prompt,
-            "system": planned.example.row.system,
-            "thinking": planned.example.row.thinking,
-            "response": planned.example.row.response,
-            "label": planned.example.row.label,
-            "source": planned.example.row.source,
-            "digest": planned.digest,
-        }
-        for planned in unit.examples
-    ]
-    table = pa.Table.from_pylist(known, schema=EXAMPLES)
+def examples_table(unit: Unit, rows: pa.Table, extra_schema: pa.Schema) -> pa.Table:
+    """Return the examples of a unit, sorted by ordinal, the corpus's further columns last.
+
+    Parameters
+    ----------
+    rows : the same examples as `sorting` keeps them
+    """
+    count = len(unit.examples)
+    columns = {
+        "example": [planned.ordinal for planned in unit.examples],
+        "unit": [unit.number] * count,
+        "n_tokens": [len(planned.rows) for planned in unit.examples],
+        **{name: rows[name] for name in EXAMPLES.names if name in rows.column_names},
+    }
+    table = pa.table({name: columns[name] for name in EXAMPLES.names}, schema=EXAMPLES)
+    extras = [from_text(text) if text else {} for text in rows["extra"].to_pylist()] if len(extra_schema) else []
     for field in extra_schema:
-        values = [planned.example.row.extra.get(field.name) for planned in unit.examples]
-        table = table.append_column(field, pa.array(values, type=field.type))
+        table = table.append_column(field, pa.array([extra.get(field.name) for extra in extras], type=field.type))
     return table
 
 
@@ -60,39 +56,6 @@ def tokens_table(unit: Unit, token_text: TokenText) -> pa.Table:
         "row": pa.array(rows, mask=rows < 0),
     }
     return pa.table(columns, schema=TOKENS)
-
-
-def units_table(plan: Plan, digests: Mapping[int, tuple[str, str]]) -> pa.Table:
-    """Return the units of a plan; `digests` holds the sha256 of each unit's examples and tokens tables."""
-    rows = [
-        {
-            "unit": unit.number,
-            "plan": plan.name,
-            "row_start": unit.row_start,
-            "n_rows": unit.n_rows,
-            "n_examples": len(unit.examples),
-            "n_tokens": unit.n_tokens,
-            "examples_digest": digests[unit.number][0],
-            "tokens_digest": digests[unit.number][1],
-        }
-        for unit in plan.units
-    ]
-    return pa.Table.from_pylist(rows, schema=UNITS)
-
-
-def skipped_table(skipped: Sequence[SkippedRow]) -> pa.Table:
-    """Return the corpus rows that are not in the store, with their reasons."""
-    rows = [
-        {
-            "id": row.id,
-            "source": row.source,
-            "location": row.location,
-            "reason": row.reason,
-            "detail": row.detail,
-        }
-        for row in skipped
-    ]
-    return pa.Table.from_pylist(rows, schema=SKIPPED)
 
 
 def _dictionary(codes: np.ndarray, values: Sequence[str]) -> pa.DictionaryArray:

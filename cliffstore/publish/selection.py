@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 
 import pyarrow as pa
 
+from cliffstore import __version__
 from cliffstore.errors import SelectionError
-from cliffstore.schema import SELECTIONS
-from cliffstore.store import layout, tables
+from cliffstore.schema import SELECTIONS, SelectionDocument
+from cliffstore.store import documents, layout, tables
 from cliffstore.store.catalog import Catalog
 from cliffstore.store.probes import read_probe
 
@@ -87,6 +89,22 @@ def select_examples(
     if reader.objects.exists(key) and not replace and reader.objects.get(key) != content:
         raise SelectionError(f"selection {name!r} is there already: choose another --name, or pass --replace")
     reader.objects.put(key, content)
+    documents.put(
+        reader.objects,
+        SelectionDocument(
+            name=name,
+            strategy=strategy,
+            top=top,
+            where=where,
+            probe=probe,
+            probe_digest=document.digest,
+            capture=document.capture,
+            candidates=candidates,
+            examples=n_chosen,
+            digest=hashlib.sha256(content).hexdigest(),
+            cliffstore_version=__version__,
+        ),
+    )
     lowest = float(chosen["value"][n_chosen - 1].as_py())
     return SelectionReport(name, strategy, probe, candidates, ranked.num_rows - candidates, n_chosen, lowest)
 

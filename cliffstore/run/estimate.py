@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 
 from cliffstore.config import ExtractConfig
 from cliffstore.errors import ConfigError
 from cliffstore.extract.calibration import CorpusShape
-from cliffstore.extract.passes import first_owners
-from cliffstore.extract.tree import UnitExample
+from cliffstore.extract.unit import split_examples
 from cliffstore.plan.prefix import shared_lengths
-from cliffstore.plan.units import Plan, PlannedExample, Unit
+from cliffstore.records import PlannedUnit
 from cliffstore.run.progress import Reporter
 from cliffstore.store.arrays import ArraySpec
 
@@ -44,7 +44,7 @@ class Estimate:
         )
 
 
-def estimate(specs: Sequence[ArraySpec], units: Sequence[Unit], seconds: float) -> Estimate:
+def estimate(specs: Sequence[ArraySpec], units: Sequence[PlannedUnit], seconds: float) -> Estimate:
     """Return the estimate of the units that are not done yet.
 
     Parameters
@@ -81,30 +81,23 @@ def confirm(found: Estimate, config: ExtractConfig, reporter: Reporter) -> None:
         raise ConfigError("not begun, nothing was written")
 
 
-def corpus_shape(plan: Plan, units: Sequence[Unit]) -> CorpusShape:
-    """Return what calibration needs to know of the units to compute: lengths and shared prefixes, no content."""
-    sample = units[len(units) // 2]
-    sequences = [_computed(planned) for planned in sample.examples]
+def corpus_shape(units: Sequence[PlannedUnit], tokens: Callable[[PlannedUnit], pa.Table]) -> CorpusShape:
+    """Return what calibration needs to know of the units to compute: lengths and shared prefixes, no content.
+
+    Parameters
+    ----------
+    tokens : reads the tokens of a unit; one of them is read
+    """
+    sequences = [example.token_ids for example in split_examples(tokens(units[len(units) // 2]))]
     total = np.cumsum([len(sequence) for sequence in sequences])
     sequences = sequences[: max(int(np.searchsorted(total, _SAMPLE_TOKENS)), 1)]
     return CorpusShape(
         lengths=tuple(len(sequence) for sequence in sequences),
         shared=tuple(shared_lengths(sequences)),
         n_nodes=sum(unit.n_nodes for unit in units),
-        n_padded=sum(_n_padded(unit) for unit in units),
-        longest=max(len(_computed(planned)) for unit in units for planned in unit.examples),
+        n_padded=sum(unit.n_padded for unit in units),
+        longest=max(unit.longest for unit in units),
     )
-
-
-def _computed(planned: PlannedExample) -> np.ndarray:
-    return planned.example.token_ids[: int(np.flatnonzero(planned.rows >= 0)[-1]) + 1]
-
-
-def _n_padded(unit: Unit) -> int:
-    """Tokens of the examples that bring a row."""
-    members = [UnitExample(one.ordinal, one.example.token_ids, one.rows) for one in unit.examples]
-    bring = {owner.example for owner in first_owners(members)}
-    return sum(len(_computed(planned)) for planned in unit.examples if planned.ordinal in bring)
 
 
 def format_bytes(size: int) -> str:

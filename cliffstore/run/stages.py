@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 
 from cliffstore.config import ExtractConfig, load_config
@@ -16,17 +16,17 @@ from cliffstore.extract.calibration import PassWish
 from cliffstore.extract.job import Job, UnitReport, WorkerSpec
 from cliffstore.model.identity import ModelSource, find_model
 from cliffstore.model.sites import arrays_of, parse_layers
-from cliffstore.plan.units import Plan
 from cliffstore.records import RESID_POST
 from cliffstore.run.captures import CaptureDraft, choose_dtype, draft_capture, find_held
 from cliffstore.run.estimate import confirm, corpus_shape, estimate
 from cliffstore.run.executor import Executor, UnitOutcome
 from cliffstore.run.live_probes import FoundProbe, arrays_to_read, bring_probes, find_probes, units_done
 from cliffstore.run.placement import check_placement, choose_executor
-from cliffstore.run.planning import Planned, check_plan, plan_corpus, write_plan
+from cliffstore.run.places import units_placed
 from cliffstore.run.progress import LineReporter, Reporter
+from cliffstore.run.work import Work, find_work
 from cliffstore.schema import CaptureDocument, PassSettings
-from cliffstore.store import receipts
+from cliffstore.store import documents, receipts
 from cliffstore.store.objects import ObjectStore
 from cliffstore.store.reader import StoreReader, read_manifest
 from cliffstore.store.writer import create_capture
@@ -71,7 +71,7 @@ class ExtractReport:
 
 
 def extract(
-    corpus: str | Sequence[str],
+    corpus: str | Sequence[str] = (),
     *,
     model: str,
     store: str,
@@ -82,7 +82,7 @@ def extract(
 
     Parameters
     ----------
-    corpus : path or URL, or several
+    corpus : path or URL, or several; without any, the plans that the store holds
     model : local folder, hub name or `.gguf` file
     store : path or fsspec URL
     options : any other field of `ExtractConfig`
@@ -101,33 +101,37 @@ def extract(
     return run_extraction(config, reporter or LineReporter())
 
 
-def run_extraction(config: ExtractConfig, reporter: Reporter) -> ExtractReport:
-    """Run `cliffstore extract`. See `extract` for errors."""
+def run_extraction(config: ExtractConfig, reporter: Reporter, units: Collection[int] | None = None) -> ExtractReport:
+    """Run `cliffstore extract`. See `extract` for errors.
+
+    Parameters
+    ----------
+    units : extract no others than these; None means all that are planned
+    """
     begun = time.monotonic()
     check_placement(config)
     source = find_model(config.model, config.revision, reporter.notice, config.adapter)
     objects = ObjectStore(config.store, config.storage_options)
     manifest = read_manifest(objects)
     held = StoreReader(config.store, config.storage_options) if manifest is not None else None
+    if held is not None:
+        documents.keep_copies(objects)
     goal = _find_goal(config, source, held)
-    planned = plan_corpus(config, source, manifest, goal.bytes_per_row, reporter)
-    plan = planned.plan
-    held_plans = held.plans() if held is not None else []
-    check_plan(config.store, plan, held_plans)
-    reporter.stage(_describe(plan))
-    done = goal.done(objects) if held is not None else set()
-    pending = [unit.number for unit in plan.units if unit.number not in done]
-    run = _Run(config, reporter, source, goal, planned, pending, seconds_planning=time.monotonic() - begun)
-    if not pending:
-        reporter.stage(f"extract: all {len(plan.units)} units are stored already, nothing to do")
-        return run.report("none")
-    executor = choose_executor(config)
-    try:
-        job = run.prepare(executor, lambda: write_plan(objects, planned, manifest, held_plans))
-        run.extract(executor, job)
-    finally:
-        executor.close()
-    return run.report(executor.description)
+    with find_work(config, source, held, goal.bytes_per_row, reporter) as work:
+        reporter.stage(work.describe())
+        done = goal.done(objects) if held is not None else set()
+        pending = [unit.unit for unit in work.units if unit.unit not in done and (units is None or unit.unit in units)]
+        run = _Run(config, reporter, source, goal, work, pending, seconds_planning=time.monotonic() - begun)
+        if not pending:
+            reporter.stage(f"extract: all {len(work.units)} units are stored already, nothing to do")
+            return run.report("none")
+        executor = choose_executor(config)
+        try:
+            job = run.prepare(executor)
+            run.extract(executor, job)
+        finally:
+            executor.close()
+        return run.report(executor.description)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +174,7 @@ class _Run:
     reporter: Reporter
     source: ModelSource
     goal: _Goal
-    planned: Planned
+    work: Work
     pending: list[int]
     seconds_planning: float
     seconds_loading: float = 0.0
@@ -180,15 +184,12 @@ class _Run:
     found: list[UnitReport] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
 
-    @property
-    def plan(self) -> Plan:
-        return self.planned.plan
-
-    def prepare(self, executor: Executor, write_the_plan: Callable[[], None]) -> Job:
+    def prepare(self, executor: Executor) -> Job:
         """Load the model, choose passes, say what it will take, and only then begin to write."""
         begun = time.monotonic()
         config, goal = self.config, self.goal
-        units = [self.plan.units[number] for number in self.pending]
+        wanted = set(self.pending)
+        units = [unit for unit in self.work.units if unit.unit in wanted]
         executor.start(
             WorkerSpec(
                 source=self.source,
@@ -205,7 +206,7 @@ class _Run:
             tokens=config.pass_tokens,
             held=goal.held.passes if goal.held else None,
         )
-        prepared = executor.prepare(wish, corpus_shape(self.plan, units))
+        prepared = executor.prepare(wish, corpus_shape(units, self.work.tokens))
         self._tell(prepared.notices)
         self.reporter.stage(prepared.summary)
         workers = min(executor.n_workers, len(units))
@@ -213,7 +214,7 @@ class _Run:
         expected = estimate(specs, units, prepared.seconds / workers)
         self.reporter.stage(expected.describe())
         confirm(expected, config, self.reporter)
-        write_the_plan()
+        self.work.write(ObjectStore(config.store, config.storage_options))
         job = self._create(prepared.passes)
         self.passes = job.passes
         self.seconds_preparing = time.monotonic() - loaded
@@ -226,13 +227,10 @@ class _Run:
         if goal.probes:
             bring_probes(objects, goal.probes)
         else:
-            chunking = StoreReader(config.store, config.storage_options).manifest.chunking
-            capture = create_capture(
-                objects, goal.draft.document(passes), n_units=len(self.plan.units), chunking=chunking
-            )
+            capture = self._create_capture(objects, passes)
         return Job(
             store=config.store,
-            plan=self.plan.name,
+            plans=self.work.plans,
             passes=capture.passes if capture else passes,
             capture=capture,
             probes=tuple(probe.live for probe in goal.probes),
@@ -240,9 +238,19 @@ class _Run:
             storage_options=dict(config.storage_options),
         )
 
+    def _create_capture(self, objects: ObjectStore, passes: PassSettings) -> CaptureDocument:
+        """Create the capture's arrays with room for every plan, also for those that other runs begin meanwhile."""
+        while True:
+            n_units = units_placed(objects)
+            capture = create_capture(
+                objects, self.goal.draft.document(passes), n_units=n_units, chunking=self.work.manifest.chunking
+            )
+            if units_placed(objects) == n_units:
+                return capture
+
     def extract(self, executor: Executor, job: Job) -> None:
         """Run the pending units."""
-        total, done_before = len(self.plan.units), len(self.plan.units) - len(self.pending)
+        total, done_before = len(self.work.units), len(self.work.units) - len(self.pending)
         resumed = f", {done_before} stored already" if done_before else ""
         self.reporter.stage(f"extract: {len(self.pending)} units{resumed}, {executor.description}")
         self.reporter.begin("extract", total, done_before)
@@ -252,7 +260,8 @@ class _Run:
                 job, _from_anywhere(self.pending), lambda outcome: self._on_done(outcome, begun), self.reporter.notice
             )
         except InterruptedRunError:
-            kept = len(self.goal.done(ObjectStore(self.config.store, self.config.storage_options)))
+            done = self.goal.done(ObjectStore(self.config.store, self.config.storage_options))
+            kept = len(done & {unit.unit for unit in self.work.units})
             raise InterruptedRunError(
                 f"interrupted: {kept} of {total} units are stored; run the same command again to go on"
             ) from None
@@ -281,17 +290,17 @@ class _Run:
 
     def report(self, executor: str) -> ExtractReport:
         """Return what the run found and did."""
-        plan = self.plan
+        work = self.work
         return ExtractReport(
             store=self.config.store,
-            plan=plan.name,
+            plan=", ".join(work.plans),
             capture=self.goal.name,
-            examples=plan.n_examples,
-            skipped=len(plan.skipped),
-            tokens=plan.n_tokens,
-            rows=plan.n_rows,
-            units=len(plan.units),
-            units_done_before=len(plan.units) - len(self.pending),
+            examples=work.n_examples,
+            skipped=work.n_skipped,
+            tokens=work.n_tokens,
+            rows=work.n_rows,
+            units=len(work.units),
+            units_done_before=len(work.units) - len(self.pending),
             units_done_now=len(self.found),
             units_failed=len(self.errors),
             bytes=sum(report.bytes for report in self.found),
@@ -308,13 +317,3 @@ def _from_anywhere(units: Sequence[int]) -> list[int]:
     """Return units in their order, from a random one on: two runs of one command then share the work between them."""
     first = random.randrange(len(units))
     return [*units[first:], *units[:first]]
-
-
-def _describe(plan: Plan) -> str:
-    """Return one line for the user."""
-    counted = f"plan: {plan.n_examples:,} examples, {plan.n_tokens:,} tokens"
-    if plan.n_nodes == plan.n_rows:
-        stored = f"are {plan.n_rows:,} rows ({plan.n_tokens / plan.n_rows:.2f} tokens a row)"
-    else:
-        stored = f"of which {plan.n_rows:,} rows are stored and {plan.n_nodes:,} prefixes computed for them"
-    return f"{counted} {stored}, {len(plan.units)} units"

@@ -293,7 +293,7 @@ class SuffixStore(FsspecStore):
 def create_arrays(
     objects: ObjectStore, specs: Sequence[ArraySpec], *, n_rows: int, chunk_rows: int, unit_rows: int
 ) -> None:
-    """Create the groups and arrays of a capture; what is there already stays as it is."""
+    """Create the groups and arrays of a capture. An array that is there already grows where it is too short."""
     objects.patiently(lambda: _create_arrays(zarr_store(objects), specs, n_rows, chunk_rows, unit_rows))
 
 
@@ -302,6 +302,7 @@ def _create_arrays(store: ZarrStore, specs: Sequence[ArraySpec], n_rows: int, ch
     for spec in specs:
         group = root.require_group(layout.site_group(spec.alias, spec.site))
         if str(spec.layer) in group:
+            _grow(group[str(spec.layer)], n_rows)
             continue
         group.create_array(
             str(spec.layer),
@@ -314,6 +315,11 @@ def _create_arrays(store: ZarrStore, specs: Sequence[ArraySpec], n_rows: int, ch
             dimension_names=_dimension_names(len(spec.row_shape)),
             attributes={"cliffstore": {"dtype": spec.dtype}},
         )
+
+
+def _grow(array: zarr.Array | zarr.Group, n_rows: int) -> None:
+    if isinstance(array, zarr.Array) and array.shape[0] < n_rows:
+        array.resize((n_rows, *array.shape[1:]))
 
 
 def _dimension_names(row_dimensions: int) -> tuple[str, ...]:

@@ -128,14 +128,14 @@ class Catalog:
         reader, objects = self.reader, self.reader.objects
         plans = [plan.plan for plan in reader.plans()]
         plan_keys = [key for plan in plans for key in objects.list(f"{layout.PLANS}/{plan}")]
-        example_keys = [key for key in plan_keys if "/examples/" in key]
+        example_keys = [key for key in plan_keys if layout.kind_of(key) == "plan_table" and "/examples/" in key]
         self._view("examples", tables.dataset(objects, example_keys, _joint_schema(self.reader, example_keys)))
         self._view("tokens", tables.dataset(objects, [key for key in plan_keys if "/tokens/" in key], TOKENS))
         self._view("skipped", tables.dataset(objects, [layout.skipped_table(plan) for plan in plans], SKIPPED))
         self.connection.register("_units", tables.dataset(objects, [layout.units_table(plan) for plan in plans], UNITS))
         self.connection.register("_receipts", _receipts_table(reader))
         self.connection.execute(
-            "CREATE VIEW units AS SELECT u.* EXCLUDE (examples_digest, tokens_digest), r.capture, r.model, "
+            "CREATE VIEW units AS SELECT u.*, r.capture, r.model, "
             "coalesce(r.extracted, false) AS extracted, r.attempt, r.worker, r.seconds, r.bytes, r.error "
             "FROM _units u LEFT JOIN _receipts r USING (unit)"
         )
@@ -145,11 +145,11 @@ class Catalog:
         self._view("probe_metrics", metrics)
         scored = [key for key in objects.list(layout.SCORES) if key.endswith(".parquet")]
         self._named_view("scores", "probe", _by_folder(scored), SCORES)
-        cliffs = {layout.stem(key): [key] for key in objects.list(layout.CLIFFS)}
+        cliffs = _by_name(objects.list(layout.CLIFFS))
         self._named_view("cliffs", "probe", cliffs, CLIFFS)
-        heads = {layout.stem(key): [key] for key in objects.list(layout.HEADS)}
+        heads = _by_name(objects.list(layout.HEADS))
         self._named_view("heads", "name", heads, HEADS)
-        selections = {layout.stem(key): [key] for key in objects.list(layout.SELECTIONS)}
+        selections = _by_name(objects.list(layout.SELECTIONS))
         self._named_view("selections", "selection", selections, SELECTIONS)
 
     def _view(self, name: str, source: ds.Dataset | pa.Table) -> None:
@@ -230,6 +230,11 @@ def _by_folder(keys: Sequence[str]) -> dict[str, list[str]]:
     for key in keys:
         folders.setdefault(key.split("/")[1], []).append(key)
     return folders
+
+
+def _by_name(keys: Sequence[str]) -> dict[str, list[str]]:
+    """Return the tables among the keys by their names; beside them lie the documents of what they were made from."""
+    return {layout.stem(key): [key] for key in keys if key.endswith(".parquet")}
 
 
 def _one_line(error: duckdb.Error) -> str:

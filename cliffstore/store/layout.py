@@ -14,7 +14,36 @@ SCORES = "scores"
 CLIFFS = "cliffs"
 HEADS = "heads"
 SELECTIONS = "selections"
+COPIES = "copies"
+TEMPORARY = ".tmp-"
+"""Beginning of the names of files that are not whole yet, on local disks."""
 
+KINDS: dict[str, str] = {
+    "manifest": r"manifest\.json",
+    "place": r"plans/order/\d+\.json",
+    "plan": r"plans/[^/]+/plan\.json",
+    "plan_table": r"plans/[^/]+/(?:units|skipped|(?:examples|tokens)/[^/]+)\.parquet",
+    "capture": r"captures/[^/]+/[^/]+\.json",
+    "metadata": r"(?:activations(?:/[^/]+){0,3}/)?zarr\.json",
+    "shard": r"activations/[^/]+/[^/]+/\d+/c/\d+(?:/0)+",
+    "receipt": r"receipts/[^/]+/unit-\d+\.json",
+    "unit_error": r"receipts/[^/]+/unit-\d+\.error\.json",
+    "probe": r"probes/[^/]+/probe\.json",
+    "weights": r"probes/[^/]+/probe\.safetensors",
+    "score_receipt": r"scores/[^/]+/unit-\d+\.json",
+    "scores": r"scores/[^/]+/unit-\d+\.parquet",
+    "cliffs": r"cliffs/[^/]+\.json",
+    "cliffs_table": r"cliffs/[^/]+\.parquet",
+    "heads_table": r"heads/[^/]+\.parquet",
+    "selection": r"selections/[^/]+\.json",
+    "selection_table": r"selections/[^/]+\.parquet",
+}
+"""Every kind of object that a store holds, and its keys. JSON documents are called as in `schema.DOCUMENTS`."""
+COPIED = ("manifest", "place", "plan", "capture", "probe", "weights", "cliffs", "selection")
+"""Kinds from which nothing else could be made again: their bytes are kept a second time below `copies/`."""
+
+_KINDS = {kind: re.compile(pattern) for kind, pattern in KINDS.items()}
+_SHARD = re.compile(r"(activations/[^/]+/[^/]+/\d+)/c/(\d+)(?:/0)+")
 _UNIT = re.compile(r"/unit-(\d+)\.(?:json|parquet)$")
 _UNIT_ERROR = re.compile(r"/unit-(\d+)\.error\.json$")
 
@@ -31,12 +60,21 @@ def skipped_table(plan: str) -> str:
     return f"{PLANS}/{plan}/skipped.parquet"
 
 
-def examples_table(plan: str, unit: int) -> str:
-    return f"{PLANS}/{plan}/examples/unit-{unit:06d}.parquet"
+def examples_part(plan: str, part: int) -> str:
+    return f"{PLANS}/{plan}/examples/part-{part:06d}.parquet"
 
 
-def tokens_table(plan: str, unit: int) -> str:
-    return f"{PLANS}/{plan}/tokens/unit-{unit:06d}.parquet"
+def tokens_part(plan: str, part: int) -> str:
+    return f"{PLANS}/{plan}/tokens/part-{part:06d}.parquet"
+
+
+def places() -> str:
+    return f"{PLANS}/order"
+
+
+def place(number: int) -> str:
+    """Return the key of the object that reserves unit numbers and ordinals for the plan of this number."""
+    return f"{PLANS}/order/{number:06d}.json"
 
 
 def capture_document(alias: str, capture: str) -> str:
@@ -92,12 +130,55 @@ def cliffs_table(probe: str) -> str:
     return f"{CLIFFS}/{probe}.parquet"
 
 
+def cliffs_document(probe: str) -> str:
+    return f"{CLIFFS}/{probe}.json"
+
+
 def selection_table(name: str) -> str:
     return f"{SELECTIONS}/{name}.parquet"
 
 
+def selection_document(name: str) -> str:
+    return f"{SELECTIONS}/{name}.json"
+
+
+def in_plan(plan: str, path: str) -> str:
+    """Return the key of a table by its path below the plan's folder, as `plan.json` names it."""
+    return f"{PLANS}/{plan}/{path}"
+
+
+def path_in_plan(key: str) -> str:
+    """Return what `in_plan` was given."""
+    return key.split("/", 2)[2]
+
+
+def copy_of(key: str) -> str:
+    return f"{COPIES}/{key}"
+
+
+def original_of(copy: str) -> str | None:
+    """Return the key that a copy is of; None for a key that is no copy."""
+    return copy.removeprefix(f"{COPIES}/") if copy.startswith(f"{COPIES}/") else None
+
+
+def kind_of(key: str) -> str | None:
+    """Return which of `KINDS` an object is by its key; None where cliffstore writes no such key."""
+    return next((kind for kind, pattern in _KINDS.items() if pattern.fullmatch(key)), None)
+
+
+def array_and_unit(shard_key: str) -> tuple[str, int] | None:
+    """Return the array's key and the unit of a shard; None for any other key."""
+    match = _SHARD.fullmatch(shard_key)
+    return (match.group(1), int(match.group(2))) if match else None
+
+
+def metadata(folder: str) -> str:
+    """Return the key of the Zarr metadata of an array or group; the store's own group is ''."""
+    return f"{folder}/zarr.json".lstrip("/")
+
+
 def unit_of(key: str) -> int | None:
-    """Return the unit number of a receipt, examples, tokens or scores key; None for any other key."""
+    """Return the unit number of a receipt or scores key; None for any other key."""
     match = _UNIT.search(key)
     return int(match.group(1)) if match else None
 

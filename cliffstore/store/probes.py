@@ -11,7 +11,7 @@ from safetensors.numpy import load, save
 
 from cliffstore.errors import ProbeError
 from cliffstore.schema import ProbeDocument
-from cliffstore.store import layout
+from cliffstore.store import documents, layout
 from cliffstore.store.objects import ObjectStore
 
 
@@ -30,11 +30,19 @@ class ProbeWeights:
     def digest(self) -> str:
         return hashlib.sha256(self.w_D.tobytes() + np.float32(self.b).tobytes()).hexdigest()
 
+    def to_bytes(self) -> bytes:
+        """Return the weights as a safetensors file."""
+        return save({"w": self.w_D, "b": np.array([self.b], dtype=np.float32)})
+
+    @property
+    def file_digest(self) -> str:
+        return hashlib.sha256(self.to_bytes()).hexdigest()
+
 
 def list_probes(objects: ObjectStore) -> list[ProbeDocument]:
     """Return the probes of a store, by name."""
     keys = [key for key in objects.list(layout.PROBES) if key.endswith("/probe.json")]
-    return [ProbeDocument.model_validate_json(objects.get(key)) for key in keys]
+    return [documents.read(objects, ProbeDocument, key) for key in keys]
 
 
 def read_probe(objects: ObjectStore, name: str) -> tuple[ProbeDocument, ProbeWeights]:
@@ -44,15 +52,19 @@ def read_probe(objects: ObjectStore, name: str) -> tuple[ProbeDocument, ProbeWei
     ------
     ProbeError
         There is none of that name; the message names those there are.
+    DamagedStoreError
+        Its document or its weights are damaged.
     """
     try:
-        document = ProbeDocument.model_validate_json(objects.get(layout.probe_document(name)))
+        document = documents.read(objects, ProbeDocument, layout.probe_document(name))
     except FileNotFoundError:
         known = (
             ", ".join(probe.name for probe in list_probes(objects)) or "none yet; fit one with `cliffstore probe fit`"
         )
         raise ProbeError(f"store {objects.url} has no probe {name!r}; it has: {known}") from None
-    stored = load(objects.get(layout.probe_weights(name)))
+    content = objects.get(layout.probe_weights(name))
+    documents.check(objects, layout.probe_weights(name), content)
+    stored = load(content)
     return document, ProbeWeights(stored["w"], float(stored["b"][0]))
 
 
@@ -67,13 +79,19 @@ def write_probe(objects: ObjectStore, document: ProbeDocument, weights: ProbeWei
     name = document.name
     held = {probe.name: probe for probe in list_probes(objects)}.get(name)
     if held is not None and held.digest == document.digest:
+        documents.keep_copy(objects, layout.probe_document(name))
+        documents.keep_copy(objects, layout.probe_weights(name))
         return
     if held is not None and not replace:
         raise ProbeError(f"probe {name!r} is there already: choose another --name, or pass --replace")
     if held is not None:
-        objects.delete(layout.probe_document(name))
+        documents.delete(objects, layout.probe_document(name))
+        documents.delete(objects, layout.probe_weights(name))
         objects.delete(layout.scores_of(name))
+        documents.delete(objects, layout.cliffs_document(name))
         objects.delete(layout.cliffs_table(name))
-    tensors = {"w": weights.w_D, "b": np.array([weights.b], dtype=np.float32)}
-    objects.put(layout.probe_weights(name), save(tensors))
-    objects.put(layout.probe_document(name), document.to_bytes())
+    content = weights.to_bytes()
+    objects.put(layout.probe_weights(name), content)
+    # A probe of another store may have been written by another version of safetensors.
+    documents.put(objects, document.model_copy(update={"file_digest": hashlib.sha256(content).hexdigest()}))
+    objects.put(layout.copy_of(layout.probe_weights(name)), content)

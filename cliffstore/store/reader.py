@@ -11,14 +11,13 @@ from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-from pydantic import ValidationError
 
-from cliffstore.errors import StorageError, StoreError
-from cliffstore.schema import FORMAT_VERSION, UNITS, CaptureDocument, Manifest, PlanDocument, Receipt
-from cliffstore.store import layout, receipts, tables
+from cliffstore.errors import DamagedStoreError, StorageError, StoreError
+from cliffstore.schema import FORMAT_VERSION, CaptureDocument, Manifest, PlanDocument, Receipt, damaged
+from cliffstore.store import documents, layout, receipts
 from cliffstore.store.arrays import ArraySpec, Vectors, open_arrays, to_float32
 from cliffstore.store.objects import ObjectStore
+from cliffstore.store.plans import PlanTables
 from cliffstore.store.writer import capture_specs
 
 _FIRST_CONTACT_SECONDS = 15.0
@@ -32,36 +31,49 @@ def read_manifest(objects: ObjectStore) -> Manifest | None:
     ------
     StoreError
         What is there is not a store of a format that this version reads.
+    DamagedStoreError
+        There is a store, and its manifest is damaged.
     """
     try:
         content = objects.get(layout.MANIFEST, patience=_FIRST_CONTACT_SECONDS)
     except FileNotFoundError:
+        if documents.copy_is_intact(objects, layout.MANIFEST):
+            raise damaged(layout.MANIFEST, "is missing") from None
         return None
     except StorageError as error:
         raise StoreError(f"{error}: check the URL and the endpoint") from None
     except OSError as error:
         raise StoreError(f"store {objects.url} cannot be read: {error.strerror or error}") from None
-    version = _format_version(content)
-    if version is not None and version > FORMAT_VERSION:
-        raise StoreError(
-            f"store {objects.url} has format version {version}, this cliffstore reads up to {FORMAT_VERSION}: "
-            "install a newer cliffstore"
-        )
     try:
-        return Manifest.model_validate_json(content)
-    except ValidationError:
+        manifest = documents.parse(Manifest, layout.MANIFEST, content)
+    except DamagedStoreError:
+        if documents.copy_is_intact(objects, layout.MANIFEST):
+            raise
+        if _format_version(content) > FORMAT_VERSION:
+            raise _too_new(objects, _format_version(content)) from None
         raise StoreError(
             f"store {objects.url}: {layout.MANIFEST} is not a cliffstore manifest; give another --store"
         ) from None
+    if manifest.format_version > FORMAT_VERSION:
+        raise _too_new(objects, manifest.format_version)
+    return manifest
 
 
-def _format_version(content: bytes) -> int | None:
+def _too_new(objects: ObjectStore, version: int) -> StoreError:
+    return StoreError(
+        f"store {objects.url} has format version {version}, this cliffstore reads up to {FORMAT_VERSION}: "
+        "install a newer cliffstore"
+    )
+
+
+def _format_version(content: bytes) -> int:
+    """Return what a manifest of whatever version says, 0 where it says nothing."""
     try:
         found = json.loads(content)
     except ValueError:
-        return None
+        return 0
     version = found.get("format_version") if isinstance(found, dict) else None
-    return version if isinstance(version, int) else None
+    return version if isinstance(version, int) else 0
 
 
 class StoreReader:
@@ -92,19 +104,20 @@ class StoreReader:
         return self.objects.url
 
     def plans(self) -> list[PlanDocument]:
-        """Return the plans of the store, by name."""
+        """Return the plans of the store, in the order of their places."""
         keys = [key for key in self.objects.list(layout.PLANS) if key.endswith("/plan.json")]
-        return [PlanDocument.model_validate_json(self.objects.get(key)) for key in keys]
+        found = [documents.read(self.objects, PlanDocument, key) for key in keys]
+        return sorted(found, key=lambda plan: plan.place)
 
     def captures(self) -> list[CaptureDocument]:
         """Return the captures of the store, by alias and name."""
         keys = [key for key in self.objects.list(layout.CAPTURES) if key.endswith(".json")]
-        return [CaptureDocument.model_validate_json(self.objects.get(key)) for key in keys]
+        return [documents.read(self.objects, CaptureDocument, key) for key in keys]
 
-    def units(self) -> pa.Table:
-        """Return the units of all plans, as planned."""
-        parts = [tables.read(self.objects, layout.units_table(plan.plan)) for plan in self.plans()]
-        return pa.concat_tables([UNITS.empty_table(), *parts])
+    @cached_property
+    def plan_tables(self) -> PlanTables:
+        """The tables of all plans, by unit."""
+        return PlanTables(self.objects, [plan.plan for plan in self.plans()])
 
     def receipts(self, capture: str) -> list[Receipt]:
         """Return the receipts of a capture."""
@@ -159,12 +172,12 @@ class StoreReader:
         return (rows_N >= 0) & (rows_N - unit_N * unit_rows < counts_U[unit_N])
 
     def _count_committed_rows(self, capture: str) -> npt.NDArray[np.int64]:
-        """Return the rows of each unit that a receipt covers, int64 [units + 1], zero behind the last unit."""
-        units = self.units()
+        """Return the rows of each unit that a receipt covers, int64 [highest unit + 2], zero behind the last unit."""
+        units = self.plan_tables.units
         done = receipts.committed(self.objects, capture)
-        counts_U = np.zeros(units.num_rows + 1, dtype=np.int64)
-        for unit, n_rows in zip(units["unit"].to_pylist(), units["n_rows"].to_pylist(), strict=True):
-            counts_U[unit] = n_rows if unit in done else 0
+        counts_U = np.zeros(max(units, default=-1) + 2, dtype=np.int64)
+        for number in done & units.keys():
+            counts_U[number] = units[number].n_rows
         return counts_U
 
     def vectors(

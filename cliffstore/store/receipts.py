@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 from cliffstore.schema import Receipt, UnitError
-from cliffstore.store import layout
+from cliffstore.store import documents, layout
 from cliffstore.store.objects import ObjectStore
 
 _READERS = 16
@@ -30,21 +30,22 @@ def committed(objects: ObjectStore, capture: str) -> set[int]:
 
 
 def read_all(objects: ObjectStore, capture: str) -> list[Receipt]:
-    """Return the receipts of a capture in the order of their units."""
+    """Return the receipts of a capture in the order of their units. Raises `DamagedStoreError` for a damaged one."""
     keys = [key for key in objects.list(layout.receipts_of(capture)) if layout.unit_of(key) is not None]
     with ThreadPoolExecutor(_READERS) as pool:
         contents = list(pool.map(objects.get, keys))
-    return sorted((Receipt.model_validate_json(content) for content in contents), key=lambda receipt: receipt.unit)
+    found = (documents.parse(Receipt, key, content) for key, content in zip(keys, contents, strict=True))
+    return sorted(found, key=lambda receipt: receipt.unit)
 
 
 def read_one(objects: ObjectStore, capture: str, unit: int) -> Receipt:
     """Return one receipt. Raises FileNotFoundError where the unit is not extracted."""
-    return Receipt.model_validate_json(objects.get(layout.receipt(capture, unit)))
+    return documents.read(objects, Receipt, layout.receipt(capture, unit))
 
 
 def read_errors(objects: ObjectStore, capture: str) -> list[UnitError]:
     """Return the recorded errors of a capture's units that have no receipt."""
     done = committed(objects, capture)
     keys = [key for key in objects.list(layout.receipts_of(capture)) if layout.unit_of_error(key) is not None]
-    errors = [UnitError.model_validate_json(objects.get(key)) for key in keys]
+    errors = [documents.read(objects, UnitError, key) for key in keys]
     return [error for error in errors if error.unit not in done]

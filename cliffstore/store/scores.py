@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pydantic import ValidationError
 
 from cliffstore.schema import SCORES, ScoreReceipt
-from cliffstore.store import layout, tables
+from cliffstore.store import documents, layout, tables
 from cliffstore.store.objects import ObjectStore
 
 COLUMNS = ["example", "position", "to_decision", "segment", "row"]
@@ -30,15 +29,15 @@ class ProbeKey:
 def scored_units(objects: ObjectStore, probe: ProbeKey) -> set[int]:
     """Return units whose scores were made with these very weights."""
     keys = [key for key in objects.list(layout.scores_of(probe.name)) if key.endswith(".json")]
-    found = (ScoreReceipt.model_validate_json(objects.get(key)) for key in keys)
+    found = (documents.read(objects, ScoreReceipt, key) for key in keys)
     return {receipt.unit for receipt in found if receipt.probe_digest == probe.digest}
 
 
 def is_scored(objects: ObjectStore, probe: ProbeKey, unit: int) -> bool:
     """Return whether one unit has its scores."""
     try:
-        receipt = ScoreReceipt.model_validate_json(objects.get(layout.scores_receipt(probe.name, unit)))
-    except (FileNotFoundError, ValidationError):
+        receipt = documents.read(objects, ScoreReceipt, layout.scores_receipt(probe.name, unit))
+    except FileNotFoundError:
         return False
     return receipt.probe_digest == probe.digest
 
@@ -72,5 +71,5 @@ def write_unit_scores(
     receipt = ScoreReceipt(
         probe=probe.name, probe_digest=probe.digest, unit=unit, n_tokens=stored.num_rows, digest=digest
     )
-    objects.put(layout.scores_receipt(probe.name, unit), receipt.to_bytes())
+    documents.put(objects, receipt)
     return receipt

@@ -12,6 +12,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from cliffstore import __version__
+from cliffstore.schema import damaged
 from cliffstore.store.objects import ObjectStore
 
 PROVENANCE = "cliffstore"
@@ -19,11 +20,15 @@ PROVENANCE = "cliffstore"
 
 def encode(table: pa.Table, provenance: Mapping[str, str]) -> bytes:
     """Return a table as Parquet bytes (zstd), the same bytes for the same table and provenance."""
-    known = {"version": __version__, **provenance}
-    metadata = {f"{PROVENANCE}.{name}": value for name, value in sorted(known.items())}
     sink = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata(metadata), sink, compression="zstd")
+    pq.write_table(table.replace_schema_metadata(metadata(provenance)), sink, compression="zstd")
     return sink.getvalue()
+
+
+def metadata(provenance: Mapping[str, str]) -> dict[str, str]:
+    """Return provenance as the schema metadata of a table."""
+    known = {"version": __version__, **provenance}
+    return {f"{PROVENANCE}.{name}": value for name, value in sorted(known.items())}
 
 
 def write(objects: ObjectStore, key: str, table: pa.Table, provenance: Mapping[str, str]) -> str:
@@ -36,6 +41,22 @@ def write(objects: ObjectStore, key: str, table: pa.Table, provenance: Mapping[s
 def read(objects: ObjectStore, key: str, columns: Sequence[str] | None = None) -> pa.Table:
     """Read one Parquet object."""
     return pq.read_table(pa.BufferReader(objects.get(key)), columns=list(columns) if columns else None)
+
+
+def read_row_group(objects: ObjectStore, key: str, row_group: int, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read one row group of a Parquet object, and of that only the columns that are asked for.
+
+    Raises
+    ------
+    DamagedStoreError
+        The object is missing, or no Parquet file with that row group.
+    """
+    try:
+        source = objects.path(key) if objects.is_local else pa.PythonFile(_PatientFile(objects, objects.path(key)))
+        with pq.ParquetFile(source) as file:
+            return file.read_row_group(row_group, columns=list(columns) if columns else None)
+    except (pa.ArrowException, FileNotFoundError, IndexError) as error:
+        raise damaged(key, f"cannot be read ({str(error).splitlines()[0][:200]})") from None
 
 
 def schema_of(objects: ObjectStore, key: str) -> pa.Schema:

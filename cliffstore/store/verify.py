@@ -54,16 +54,11 @@ def verify_store(reader: StoreReader, begin: Callable[[int], None], advance: Cal
 def _check_plan(
     reader: StoreReader, plan: PlanDocument, findings: list[Finding], planned: dict[int, tuple[str, int, int]]
 ) -> int:
-    keys = {"units": layout.units_table(plan.plan), "skipped": layout.skipped_table(plan.plan)}
-    intact = [_check_object(reader, keys[name], digest, findings) for name, digest in plan.tables.items()]
-    if not all(intact):
-        return len(intact)
-    units = tables.read(reader.objects, keys["units"]).to_pylist()
-    for unit in units:
+    for path, digest in plan.tables.items():
+        _check_object(reader, layout.in_plan(plan.plan, path), digest, findings)
+    for unit in tables.read(reader.objects, layout.units_table(plan.plan)).to_pylist():
         planned[unit["unit"]] = (plan.plan, unit["row_start"], unit["n_rows"])
-        _check_object(reader, layout.examples_table(plan.plan, unit["unit"]), unit["examples_digest"], findings)
-        _check_object(reader, layout.tokens_table(plan.plan, unit["unit"]), unit["tokens_digest"], findings)
-    return len(intact) + 2 * len(units)
+    return len(plan.tables)
 
 
 def _check_object(reader: StoreReader, key: str, digest: str, findings: list[Finding]) -> bool:

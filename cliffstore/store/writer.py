@@ -10,17 +10,16 @@ import hashlib
 import os
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 
 from cliffstore import __version__
 from cliffstore.errors import StoreError
 from cliffstore.schema import CaptureDocument, Chunking, Manifest, PlanDocument, Receipt
-from cliffstore.store import layout, receipts, tables
+from cliffstore.store import documents, layout, receipts
 from cliffstore.store.arrays import ArrayIO, ArraySpec, Vectors, create_arrays
 from cliffstore.store.objects import ObjectStore
 
@@ -31,15 +30,6 @@ _WRITERS_NICE = 10
 compressing at the same priority costs it about twice the time that compressing takes."""
 
 
-@dataclass(frozen=True, slots=True)
-class UnitTables:
-    """The examples and tokens of one unit."""
-
-    unit: int
-    examples: pa.Table
-    tokens: pa.Table
-
-
 def capture_specs(capture: CaptureDocument) -> list[ArraySpec]:
     """Return the arrays of a capture."""
     return [
@@ -48,34 +38,39 @@ def capture_specs(capture: CaptureDocument) -> list[ArraySpec]:
     ]
 
 
-def create_manifest(objects: ObjectStore, manifest: Manifest) -> None:
-    """Begin a store. Raises `StoreError` where another store began at the same place meanwhile."""
-    if not objects.create(layout.MANIFEST, manifest.to_bytes()):
-        raise StoreError(f"store {objects.url}: another process began a store here just now; run the command again")
+def create_manifest(objects: ObjectStore, manifest: Manifest) -> Manifest:
+    """Begin a store, and return its manifest: that of another process, where one began the same store meanwhile.
 
-
-def write_plan_tables(
-    objects: ObjectStore, plan: str, unit_tables: Sequence[UnitTables], provenance: Mapping[str, str]
-) -> dict[int, tuple[str, str]]:
-    """Write the tables of each unit. Return unit -> sha256 of its examples and of its tokens table."""
-    return {
-        unit.unit: (
-            tables.write(objects, layout.examples_table(plan, unit.unit), unit.examples, provenance),
-            tables.write(objects, layout.tokens_table(plan, unit.unit), unit.tokens, provenance),
+    Raises
+    ------
+    StoreError
+        Another process began a store with another tokenizer, template or size of units.
+    """
+    if documents.create(objects, manifest):
+        return manifest
+    held = documents.read(objects, Manifest, layout.MANIFEST)
+    if (held.tokenizer, held.chunking) != (manifest.tokenizer, manifest.chunking):
+        raise StoreError(
+            f"store {objects.url}: another process began a store here just now, with another tokenizer or other units: "
+            "give another --store"
         )
-        for unit in unit_tables
-    }
+    return held
 
 
 def commit_plan(objects: ObjectStore, document: PlanDocument) -> None:
     """Make a plan visible; its tables must be there."""
-    objects.create(layout.plan_document(document.plan), document.to_bytes())
+    documents.create(objects, document)
 
 
 def create_capture(
     objects: ObjectStore, capture: CaptureDocument, *, n_units: int, chunking: Chunking
 ) -> CaptureDocument:
-    """Create a capture's arrays and document, or return the document that is there already."""
+    """Create a capture's arrays and document, or return the document that is there already.
+
+    Parameters
+    ----------
+    n_units : units that the arrays must have room for; arrays that are there already grow, and never shrink
+    """
     create_arrays(
         objects,
         capture_specs(capture),
@@ -83,8 +78,8 @@ def create_capture(
         chunk_rows=chunking.chunk_rows,
         unit_rows=chunking.unit_rows,
     )
-    objects.create(layout.capture_document(capture.alias, capture.capture), capture.to_bytes())
-    return CaptureDocument.model_validate_json(objects.get(layout.capture_document(capture.alias, capture.capture)))
+    documents.create(objects, capture)
+    return documents.read(objects, CaptureDocument, documents.key_of(capture))
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,8 +74,9 @@ class World:
         return Path(shutil.copytree(self.built.model, self.folder / "other-model"))
 
     def manifest(self, **changes: object) -> Path:
-        path = self.store / "manifest.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | changes), encoding="utf-8")
+        text = json.dumps(json.loads((self.store / "manifest.json").read_text()) | changes)
+        for path in (self.store / "manifest.json", self.store / "copies" / "manifest.json"):
+            path.write_text(text, encoding="utf-8")
         return self.store
 
     def foreign(self) -> Path:

@@ -11,11 +11,14 @@ from commands import write_jsonl
 from cliffstore.config import load_config
 from cliffstore.errors import ConfigError, CorpusError, StoreError
 from cliffstore.model.identity import ModelSource, find_model
-from cliffstore.plan.units import NO_POSITION, Plan
-from cliffstore.run.planning import plan_corpus, write_plan
+from cliffstore.plan.sorting import NO_POSITION
+from cliffstore.records import PlannedUnit
 from cliffstore.run.progress import LineReporter
+from cliffstore.run.work import find_work
+from cliffstore.schema import PlanDocument
+from cliffstore.store import layout, tables
 from cliffstore.store.objects import ObjectStore
-from cliffstore.store.reader import read_manifest
+from cliffstore.store.reader import StoreReader, read_manifest
 
 LONG = "Why is the sky blue and the grass green? " * 40
 ROWS = [
@@ -26,23 +29,38 @@ ROWS = [
 
 
 @dataclass(frozen=True)
+class Made:
+    """A plan and its tables."""
+
+    document: PlanDocument
+    unit_rows: int
+    units: tuple[PlannedUnit, ...]
+    tokens: list[dict[str, object]]
+    skipped: list[dict[str, object]]
+
+
+@dataclass(frozen=True)
 class Desk:
     """A corpus, a model and a place for a store."""
 
     source: ModelSource
     folder: Path
 
-    def plan(self, *rows: dict[str, str], corpus: str | None = None, **options: object) -> Plan:
+    def plan(self, *rows: dict[str, str], corpus: str | None = None, **options: object) -> Made:
         """Plan these rows, and begin the store with the plan if there is none."""
         path = corpus or str(write_jsonl(self.folder / "corpus.jsonl", rows or ROWS))
         store = str(self.folder / "store")
         config = load_config(None, {"corpus": (path,), "model": "tiny", "store": store, **options})
         objects = ObjectStore(store)
-        manifest = read_manifest(objects)
-        planned = plan_corpus(config, self.source, manifest, 1_000, LineReporter())
-        if manifest is None:
-            write_plan(objects, planned, None, [])
-        return planned.plan
+        held = StoreReader(store) if read_manifest(objects) is not None else None
+        with find_work(config, self.source, held, 1_000, LineReporter()) as work:
+            if held is None:
+                work.write(objects)
+            (planned,) = work.planned
+            tokens = [row for unit in work.units for row in work.tokens(unit).to_pylist()]
+            skipped = tables.read(objects, layout.skipped_table(planned.document.plan)).to_pylist() if not held else []
+            unit_rows = planned.manifest.chunking.unit_rows
+            return Made(planned.document, unit_rows, planned.units, tokens, skipped)
 
 
 @pytest.fixture
@@ -57,18 +75,17 @@ def test_positions_are_checked_before_anything_is_read(desk: Desk) -> None:
 
 def test_only_chosen_positions_have_rows(desk: Desk) -> None:
     plan = desk.plan(positions="decision")
-    assert plan.settings["positions"] == "decision"
-    assert plan.n_rows == plan.n_examples == len(ROWS)
-    assert plan.n_rows < plan.n_nodes < plan.n_tokens
-    for unit in plan.units:
-        for one in unit.examples:
-            assert [position for position, row in enumerate(one.rows) if row >= 0] == [one.example.decision]
+    counts = plan.document.counts
+    assert plan.document.settings["positions"] == "decision"
+    assert counts.rows == counts.examples == len(ROWS)
+    assert counts.rows < sum(unit.n_nodes for unit in plan.units) < counts.tokens
+    assert [row["to_decision"] == 0 for row in plan.tokens] == [row["row"] is not None for row in plan.tokens]
 
 
 def test_row_without_a_position_to_store_is_skipped_and_told(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
     plan = desk.plan(positions="think")
-    assert plan.n_examples == 1
-    assert {row.id: row.reason for row in plan.skipped} == {"plain": NO_POSITION, "long": NO_POSITION}
+    assert plan.document.counts.examples == 1
+    assert {row["id"]: row["reason"] for row in plan.skipped} == {"plain": NO_POSITION, "long": NO_POSITION}
     assert f"2 rows skipped: 2 {NO_POSITION}" in capsys.readouterr().err
 
 
@@ -83,8 +100,8 @@ def test_unit_rows_are_whole_chunks_and_hold_the_longest_example(desk: Desk, ask
     """The longest example has some 400 tokens. The command that began the store goes on with it."""
     plan = desk.plan(unit_rows=asked)
     assert plan.unit_rows == got
-    assert desk.plan(unit_rows=asked).digest == plan.digest
-    assert desk.plan().digest == plan.digest
+    assert desk.plan(unit_rows=asked).document.digest == plan.document.digest
+    assert desk.plan().document.digest == plan.document.digest
 
 
 def test_unit_rows_need_to_hold_stored_positions_only(desk: Desk) -> None:
@@ -102,4 +119,4 @@ def test_example_that_does_not_fit_into_the_store_is_refused(desk: Desk) -> None
     desk.plan(ROWS[0], unit_rows=256)
     with pytest.raises(StoreError, match="256 rows; give another --store"):
         desk.plan()
-    assert desk.plan(positions="last:9").n_rows > 9
+    assert desk.plan(positions="last:9", append=True).document.counts.rows > 9

@@ -115,7 +115,7 @@ def live(built: Built, probes: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def test_nothing_but_scores_is_stored(live: Path) -> None:
-    assert {path.name for path in live.iterdir()} == {"manifest.json", "plans", "probes", "scores"}
+    assert {path.name for path in live.iterdir()} == {"copies", "manifest.json", "plans", "probes", "scores"}
     assert not [path for path in live.rglob("*") if "activations" in path.parts or path.name == "zarr.json"]
     assert ok("sql", live, "SELECT * FROM captures", "--json").json == []
     units = ok("sql", live, "SELECT unit, extracted, capture, error FROM units ORDER BY unit", "--json").json

@@ -8,14 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
+from plans import Plan, make_plan, planned_of
 
 from cliffstore.errors import ProbeError
 from cliffstore.plan.positions import parse_positions
-from cliffstore.plan.units import NO_POSITION, Plan, make_plan
+from cliffstore.plan.sorting import NO_POSITION
 from cliffstore.records import SEGMENTS, CorpusRow, Message, RenderedExample, Segment
-from cliffstore.run.planning import Planned, write_plan
+from cliffstore.run.planning import write_plan
 from cliffstore.run.store import Store
 from cliffstore.schema import (
     ArrayIdentity,
@@ -24,7 +24,6 @@ from cliffstore.schema import (
     ModelIdentity,
     PassSettings,
     ProbeDocument,
-    TokenizerIdentity,
 )
 from cliffstore.store.arrays import open_arrays
 from cliffstore.store.objects import ObjectStore
@@ -60,8 +59,8 @@ def _example(number: int) -> RenderedExample:
     return RenderedExample(row, ids, np.array(segments, dtype=np.uint8), decision, f"corpus.jsonl:{number}")
 
 
-def _planned(positions: str) -> Planned:
-    plan = make_plan(
+def _plan(positions: str) -> Plan:
+    return make_plan(
         [_example(number) for number in range(N_EXAMPLES)],
         (),
         positions=parse_positions(positions),
@@ -70,10 +69,6 @@ def _planned(positions: str) -> Planned:
         settings={},
         unit_rows=UNIT_ROWS,
     )
-    tokenizer = TokenizerIdentity(
-        name="t", digest="t", template_digest="u", think_open="<", think_close=">", template_date="2024-07-26"
-    )
-    return Planned(plan, tokenizer, {token: str(token) for token in range(1_000)}, pa.schema([]))
 
 
 def _extract(objects: ObjectStore, plan: Plan) -> None:
@@ -97,6 +92,7 @@ def _add_probe(objects: ObjectStore) -> None:
         site="resid_post", layer=0,
         positions="decision", label="label", positive="1", where=None, test_where=None, seed=0, c=1.0,
         n_train=1, n_validation=1, n_test=0, shuffled_auroc=0.5, layers=[metrics], digest=weights.digest,
+        file_digest=weights.file_digest,
         cliffstore_version="0",
     )  # fmt: skip
     write_probe(objects, document, weights, replace=False)
@@ -127,13 +123,14 @@ def make_store(tmp_path: Path):
 
     def make(positions: str) -> tuple[Store, Plan, Told]:
         objects = ObjectStore(str(tmp_path / "store"))
-        planned = _planned(positions)
-        write_plan(objects, planned, None, [])
-        _extract(objects, planned.plan)
+        plan = _plan(positions)
+        with planned_of(plan) as planned:
+            write_plan(objects, planned)
+        _extract(objects, plan)
         _add_probe(objects)
         told = Told()
         opened.append(Store(objects.url, reporter=told))
-        return opened[-1], planned.plan, told
+        return opened[-1], plan, told
 
     yield make
     for store in opened:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from plans import Plan, make_plan
 
 from cliffstore.config import ExtractConfig
 from cliffstore.errors import ConfigError
+from cliffstore.extract.calibration import CorpusShape
 from cliffstore.extract.passes import first_owners
 from cliffstore.extract.tree import UnitExample
 from cliffstore.plan.positions import parse_positions
-from cliffstore.plan.units import Plan, make_plan
+from cliffstore.plan.tables import tokens_table
+from cliffstore.plan.units import Unit
 from cliffstore.records import SEGMENTS, CorpusRow, Message, RenderedExample, Segment
 from cliffstore.run.estimate import Estimate, confirm, corpus_shape, estimate, format_bytes, format_seconds
 from cliffstore.store.arrays import ArraySpec
@@ -86,7 +90,7 @@ def test_seconds_in_words(seconds: float, text: str) -> None:
 def test_estimate_counts_units_that_are_to_be_done() -> None:
     plan = _plan([_example(n, [n, n + 50, n + 60, 3]) for n in range(40)], unit_rows=20)
     units = plan.units[1:3]
-    found = estimate(SPECS, units, 12.0)
+    found = estimate(SPECS, [unit.facts(plan.name, 0, 0) for unit in units], 12.0)
     rows = sum(unit.n_rows for unit in units)
     assert (found.tokens, found.rows) == (sum(unit.n_tokens for unit in units), rows)
     assert found.bytes_by_site == {"resid_post": rows * 2 * 1_152, "z": rows * 1_152, "final_norm": rows * 2_304}
@@ -174,6 +178,15 @@ def test_without_an_answer_it_does_not_begin(stdin: str, monkeypatch: pytest.Mon
     assert len(reporter.questions) == (stdin == "nobody answers")
 
 
+def _shape(units: Sequence[Unit]) -> CorpusShape:
+    """Return the shape of units as it is found from their facts and one table of tokens."""
+    by_number = {unit.number: unit for unit in units}
+    return corpus_shape(
+        [unit.facts("plan", 0, 0) for unit in units],
+        lambda one: tokens_table(by_number[one.unit], lambda ids: [str(token) for token in ids]),
+    )
+
+
 PARTS = st.lists(
     st.tuples(st.lists(st.integers(1, 3), min_size=1, max_size=12), st.integers(0, 6), st.integers(0, 5)),
     min_size=1,
@@ -193,7 +206,7 @@ def test_shape_of_a_corpus_is_counted_exactly(parts: list, positions: str, data:
         n_nodes += len({tuple(line[: end + 1]) for line in tokens.values() for end in range(len(line))})
         members = [UnitExample(one.ordinal, one.example.token_ids, one.rows) for one in unit.examples]
         n_padded += sum(computed[owner.example] for owner in first_owners(members))
-    found = corpus_shape(plan, units)
+    found = _shape(units)
     assert (found.n_nodes, found.n_padded) == (n_nodes, n_padded)
 
 
@@ -201,7 +214,7 @@ def test_shape_of_a_corpus_is_counted_exactly(parts: list, positions: str, data:
 def test_sample_is_the_beginning_of_a_unit(parts: list, positions: str) -> None:
     """Lengths are up to the last stored position, and what an example shares with the one before it."""
     plan = _plan([_example(number, *part) for number, part in enumerate(parts)], positions, unit_rows=12)
-    found = corpus_shape(plan, plan.units)
+    found = _shape(plan.units)
     sample = plan.units[len(plan.units) // 2]
     lines = [one.example.token_ids[: int(np.flatnonzero(one.rows >= 0)[-1]) + 1].tolist() for one in sample.examples]
     assert found.lengths == tuple(len(line) for line in lines)
@@ -215,7 +228,7 @@ def test_sample_of_a_large_unit_is_bounded() -> None:
     examples = [_example(number, [number + 1] * 50_000) for number in range(8)]
     plan = _plan(examples, "decision")
     (unit,) = plan.units
-    found = corpus_shape(plan, [unit])
+    found = _shape([unit])
     assert 1 <= len(found.lengths) < 8
     assert sum(found.lengths) <= 1 << 17
     assert found.n_nodes == found.n_padded == 8 * 50_000

@@ -80,7 +80,7 @@ SPEC = WorkerSpec(
 )
 JOB = Job(
     store="s3://bucket/store",
-    plan="plan-1",
+    plans=("plan-1",),
     passes=PASSES,
     capture=CAPTURE,
     allow_nonfinite=True,

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from cliffstore.corpus.chat import Region
+from cliffstore.corpus.drafts import LocatedRow
 from cliffstore.corpus.template import Renderer, segments_of
 from cliffstore.records import SEGMENTS, CorpusRow, Message, RenderedExample, Segment
 
@@ -42,7 +43,7 @@ def test_segments_follow_the_layout(
     renderer = _renderer(smollm2)
     turns = (*((Message("system", system),) if system is not None else ()), Message("user", prompt))
     row = CorpusRow("r", prompt, turns, system=system, thinking=thinking, response=response)
-    example = renderer.render(row, "f:1")
+    (example,), _ = renderer.render([LocatedRow(row, "f:1")])
     assert isinstance(example, RenderedExample)
     assert example.token_ids.dtype == np.int32
     assert example.segments.dtype == np.uint8

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import fsspec
@@ -12,9 +14,29 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cliffstore.corpus.sources import Corpus, read_corpus
+from cliffstore.corpus import sources
+from cliffstore.corpus.drafts import LocatedRow
 from cliffstore.errors import CorpusError, QueryError
-from cliffstore.records import CorpusRow, Message
+from cliffstore.records import CorpusRow, Message, SkippedRow
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What a corpus holds, in memory."""
+
+    rows: list[LocatedRow]
+    skipped: tuple[SkippedRow, ...]
+    extra_schema: pa.Schema
+    notices: tuple[str, ...]
+
+
+def read_corpus(inputs: list[str], **options: object) -> Corpus:
+    with tempfile.TemporaryDirectory() as folder:
+        found = sources.read_corpus(inputs, folder, **options)
+        corpus = Corpus(list(found.rows()), tuple(found.skipped()), found.extra_schema, found.notices)
+        assert (found.n_rows, found.n_skipped) == (len(corpus.rows), len(corpus.skipped))
+        found.close()
+        return corpus
 
 
 def rows_of(corpus: Corpus) -> list[CorpusRow]:

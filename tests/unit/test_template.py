@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, cast
 import pytest
 from transformers import AutoTokenizer
 
-from cliffstore.corpus.template import Renderer, ThinkMarkers, find_markers, tokenizer_digest
+from cliffstore.corpus.drafts import LocatedRow
+from cliffstore.corpus.template import RenderCounts, Renderer, ThinkMarkers, find_markers, tokenizer_digest
 from cliffstore.errors import ConfigError, ModelError
 from cliffstore.records import SEGMENTS, CorpusRow, Message, RenderedExample, SkippedRow
 
@@ -59,7 +60,22 @@ def tokenizer(smollm2: str) -> PreTrainedTokenizerBase:
     return loaded
 
 
-Make = Callable[..., Renderer]
+class CountingRenderer(Renderer):
+    """Renders rows one by one and remembers what was counted."""
+
+    counts = RenderCounts()
+
+    def one(self, row: CorpusRow) -> RenderedExample | SkippedRow:
+        (result,), counts = self.render([LocatedRow(row, "f:1")])
+        self.counts += counts
+        return result
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        return self.notices(self.counts)
+
+
+Make = Callable[..., CountingRenderer]
 
 
 @pytest.fixture
@@ -67,7 +83,7 @@ def make(tokenizer: PreTrainedTokenizerBase) -> Make:
     def build(template: str | None = "own", **options: object) -> Renderer:
         if template != "own":
             tokenizer.chat_template = template
-        return Renderer(tokenizer, **options)  # type: ignore[arg-type]
+        return CountingRenderer(tokenizer, **options)  # type: ignore[arg-type]
 
     return build
 
@@ -79,14 +95,14 @@ def row_of(
     return CorpusRow("r", prompt, turns, system=system, thinking=thinking, response=response, source="s")
 
 
-def rendered(renderer: Renderer, row: CorpusRow) -> RenderedExample:
-    result = renderer.render(row, "f:1")
+def rendered(renderer: CountingRenderer, row: CorpusRow) -> RenderedExample:
+    result = renderer.one(row)
     assert isinstance(result, RenderedExample), result
     return result
 
 
-def skipped(renderer: Renderer, row: CorpusRow) -> SkippedRow:
-    result = renderer.render(row, "f:1")
+def skipped(renderer: CountingRenderer, row: CorpusRow) -> SkippedRow:
+    result = renderer.one(row)
     assert isinstance(result, SkippedRow), result
     return result
 
@@ -153,7 +169,7 @@ def test_thinking(tokenizer: PreTrainedTokenizerBase, make: Make) -> None:
         ("end", "<|im_end|>\n"),
     ]
     assert decision_text(tokenizer, example).endswith("Should I?\n</think>\n\n")
-    assert renderer.notices == ("this model has no thinking markers: <think> and </think> are used in 1 row",)
+    assert renderer.told == ("this model has no thinking markers: <think> and </think> are used in 1 row",)
     alone = rendered(renderer, row_of("Hi", thinking="Should I?"))
     assert alone.decision == len(alone.token_ids) - 1
     assert spans(tokenizer, alone)[-1] == ("think_close", "\n</think>\n\n")
@@ -165,7 +181,7 @@ def test_thinking_within_the_response_is_split(tokenizer: PreTrainedTokenizerBas
     apart = rendered(renderer, row_of("Hi", thinking="Should I?", response="Hello!"))
     assert joined.token_ids.tolist() == apart.token_ids.tolist()
     assert (joined.row.thinking, joined.row.response) == ("Should I?", "Hello!")
-    assert "the thinking was split from the response in 1 row" in renderer.notices
+    assert "the thinking was split from the response in 1 row" in renderer.told
     assert rendered(renderer, row_of("Hi", response="a </think> b")).row.thinking is None
     unclosed = rendered(renderer, row_of("Hi", response="<think> and then"))
     assert (unclosed.row.thinking, unclosed.row.response) == (None, "<think> and then")
@@ -219,7 +235,7 @@ def test_r1_opens_the_thinking_in_the_prompt(tokenizer: PreTrainedTokenizerBase,
         ("response", "Yo"),
         ("end", "<|im_end|>"),
     ]
-    assert renderer.notices == ()
+    assert renderer.told == ()
     rollout = rendered(renderer, row_of("Hi", response="Hm.\n</think>\n\nYo"))
     assert rollout.token_ids.tolist() == example.token_ids.tolist()
     bare = rendered(renderer, row_of("Hi"))
@@ -327,7 +343,7 @@ def test_fixing_the_date_changes_nothing_else(tokenizer: PreTrainedTokenizerBase
 
 def test_plain_text_without_a_template(tokenizer: PreTrainedTokenizerBase, make: Make) -> None:
     renderer = make(None)
-    assert renderer.notices == ("this tokenizer has no chat template: prompts are used as plain text",)
+    assert renderer.told == ("this tokenizer has no chat template: prompts are used as plain text",)
     example = rendered(renderer, row_of("Hi there", system="Be brief.", response="Yo"))
     assert spans(tokenizer, example) == [
         ("system", "Be brief."),
@@ -396,7 +412,7 @@ def test_markers(tokenizer: PreTrainedTokenizerBase, make: Make) -> None:
     assert spans(tokenizer, rendered(own, row_of("Hi", thinking="x")))[-3:] == [
         ("think_open", "<a>"), ("think", "x"), ("think_close", "</a>")
     ]  # fmt: skip
-    assert own.notices == ()
+    assert own.told == ()
     tokenizer.add_tokens(["<|START_THINKING|>", "<|END_THINKING|>"])
     assert find_markers(None, tokenizer) == ThinkMarkers("<|START_THINKING|>", "<|END_THINKING|>")
 

@@ -10,21 +10,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plans import Plan, make_plan
 
 from cliffstore.plan import units as units_module
 from cliffstore.plan.positions import ALL, Positions, parse_positions, selected
 from cliffstore.plan.prefix import common_prefix
+from cliffstore.plan.sorting import NO_POSITION
 from cliffstore.plan.tables import tokens_table
-from cliffstore.plan.units import (
-    MAX_UNIT_NODES,
-    NO_POSITION,
-    Plan,
-    Unit,
-    choose_unit_rows,
-    longest_example,
-    make_plan,
-    whole_chunks,
-)
+from cliffstore.plan.units import MAX_UNIT_NODES, Member, Survey, Unit, choose_unit_rows, whole_chunks
 from cliffstore.records import SEGMENTS, CorpusRow, Message, RenderedExample, Segment, SkippedRow
 
 UNIT_ROWS = 16
@@ -60,17 +53,17 @@ def _marked_examples(parts: list[tuple[list[tuple[int, bool]], int]]) -> list[Re
     return examples
 
 
-def _stored(example: RenderedExample, positions: Positions) -> list[int]:
+def _stored(example: RenderedExample | Member, positions: Positions) -> list[int]:
     return np.flatnonzero(selected(positions, example.segments, example.decision)).tolist()
 
 
-def _prefixes(example: RenderedExample, positions: list[int]) -> list[tuple[int, ...]]:
+def _prefixes(example: RenderedExample | Member, positions: list[int]) -> list[tuple[int, ...]]:
     """The token prefixes that end at these positions."""
     tokens = example.token_ids.tolist()
     return [tuple(tokens[: position + 1]) for position in positions]
 
 
-def _distinct_prefixes(examples: list[RenderedExample], positions: Positions) -> tuple[int, int]:
+def _distinct_prefixes(examples: list[Member], positions: Positions) -> tuple[int, int]:
     """Count rows and nodes as the definition says: distinct prefixes that are stored, and that are computed."""
     rows: set[tuple[int, ...]] = set()
     nodes: set[tuple[int, ...]] = set()
@@ -81,7 +74,7 @@ def _distinct_prefixes(examples: list[RenderedExample], positions: Positions) ->
     return len(rows), len(nodes)
 
 
-def _members(unit: Unit) -> list[RenderedExample]:
+def _members(unit: Unit) -> list[Member]:
     return [one.example for one in unit.examples]
 
 
@@ -107,7 +100,7 @@ def _plan(
 
 def _content(plan: Plan) -> list[tuple[object, ...]]:
     return [
-        (unit.number, unit.row_start, unit.n_rows, one.ordinal, one.example.row.id, one.digest, one.rows.tolist())
+        (unit.number, unit.row_start, unit.n_rows, one.ordinal, one.example.id, one.example.digest, one.rows.tolist())
         for unit in plan.units
         for one in unit.examples
     ]
@@ -117,7 +110,7 @@ def _content(plan: Plan) -> list[tuple[object, ...]]:
 def test_every_position_has_the_row_of_its_prefix(sequences: list[list[int]]) -> None:
     plan = _plan(_examples(sequences))
     planned = [one for unit in plan.units for one in unit.examples]
-    assert sorted(one.example.row.id for one in planned) == [f"id-{n:03d}" for n in range(len(sequences))]
+    assert sorted(one.example.id for one in planned) == [f"id-{n:03d}" for n in range(len(sequences))]
     assert [one.ordinal for one in planned] == list(range(len(sequences)))
     assert plan.n_examples == len(sequences)
     assert plan.n_tokens == sum(map(len, sequences))
@@ -266,8 +259,8 @@ def test_plans_of_all_positions_stay_as_they_are() -> None:
     examples = _examples([[7, 8, 9, 1], [7, 8], [7, 8, 9, 2, 3], [5], [7, 8, 9, 1], [300, 1, 2, 3, 4, 5, 6], [7, 9]])
     skipped = (SkippedRow("s", "corpus", "corpus.jsonl:9", "empty prompt", ""),)
     small, chosen = _plan(examples, skipped, unit_rows=10), _plan(examples, skipped, unit_rows=None)
-    assert small.digest == "208460414c279ec126af28b52225515fa29d32f43757e4b8c28fdc7190146eed"
-    assert chosen.digest == "59b041c62888c5b73576c2a33215b270a2af5bb02cbeb60c3e9483adf6f47f4b"
+    assert small.digest == "54ec03112066cec2b236790afbb652db656e32ad0828b7105c7a692eb54fcaec"
+    assert chosen.digest == "ad3e51f16878c3a17d598c110efb64dca1db48f3eb98643ccfc01b68d9500fa1"
     assert [one[3:5] + one[6:] for one in _content(small)] == [
         (0, "id-003", [0]),
         (1, "id-001", [1, 2]),
@@ -293,7 +286,7 @@ def test_all_positions_have_a_row_for_each_node(sequences: list[list[int]]) -> N
             held = set()
         held |= own
         expected[-1].append(f"id-{number:03d}")
-    assert [[example.row.id for example in _members(unit)] for unit in plan.units] == expected
+    assert [[example.id for example in _members(unit)] for unit in plan.units] == expected
     assert all(unit.n_nodes == unit.n_rows for unit in plan.units)
     assert plan.n_nodes == plan.n_rows
 
@@ -308,7 +301,7 @@ def test_stored_positions_and_no_others_have_rows(parts: list, positions: Positi
             assert len(one.rows) == len(one.example.token_ids)
             assert np.flatnonzero(one.rows >= 0).tolist() == _stored(one.example, positions)
             assert set(one.rows[one.rows < 0].tolist()) <= {-1}
-    planned = {example.row.id for unit in plan.units for example in _members(unit)}
+    planned = {example.id for unit in plan.units for example in _members(unit)}
     assert planned == {example.row.id for example in examples if _stored(example, positions)}
     assert {row.id for row in plan.skipped} == {example.row.id for example in examples} - planned
 
@@ -339,7 +332,7 @@ def test_sparse_units_hold_what_fits_and_no_less(
     parts: list, positions: Positions, unit_rows: int, max_nodes: int
 ) -> None:
     examples = _marked_examples(parts)
-    unit_rows = max(unit_rows, longest_example(examples, positions))
+    unit_rows = max([unit_rows, *(len(_stored(example, positions)) for example in examples)])
     with patch.object(units_module, "MAX_UNIT_NODES", max_nodes):
         plan = _plan(examples, positions=positions, unit_rows=unit_rows)
     limit = unit_rows if positions == ALL else max_nodes
@@ -387,7 +380,7 @@ def test_response_behind_the_last_stored_position_does_not_spread_equal_prompts(
     rollouts = [replace(_example(n, [1, 2, 3, 50 - n, n]), decision=2) for n in range(20)]
     (unit,) = _plan(rollouts, positions=parse_positions("decision")).units
     assert (unit.n_rows, unit.n_nodes, unit.n_tokens) == (1, 3, 100)
-    assert [one.example.row.id for one in unit.examples] == [f"id-{n:03d}" for n in reversed(range(20))]
+    assert [one.example.id for one in unit.examples] == [f"id-{n:03d}" for n in reversed(range(20))]
 
 
 def test_example_without_a_position_to_store_is_skipped() -> None:
@@ -421,12 +414,14 @@ def test_long_example_with_few_stored_positions_fits() -> None:
         _plan([_example(0, list(range(100)))], positions=parse_positions("last:17"))
 
 
-def test_longest_example_is_that_with_most_stored_positions() -> None:
+@pytest.mark.parametrize(("positions", "longest"), [("all", 50), ("last:5", 5), ("last:7", 7)])
+def test_longest_example_is_that_with_most_stored_positions(positions: str, longest: int) -> None:
     examples = [replace(_example(0, [1] * 50), decision=2), replace(_example(1, [1] * 9), decision=8)]
-    assert longest_example(examples, ALL) == 50
-    assert longest_example(examples, parse_positions("last:5")) == 5
-    assert longest_example(examples, parse_positions("last:7")) == 7
-    assert longest_example([], ALL) == 0
+    survey = Survey(parse_positions(positions))
+    for unit in _plan(examples, positions=parse_positions(positions), unit_rows=64).units:
+        for one in unit.examples:
+            survey.add(one.example)
+    assert survey.longest == longest
 
 
 def test_tokens_that_are_not_stored_stay_in_the_table_without_a_row() -> None:

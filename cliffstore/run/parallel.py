@@ -1,0 +1,67 @@
+"""Work on blocks by several processes, in order and in bounded memory; small work stays in this process.
+
+Processes are started by loky, which does not run the user's script again, and end with this one.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import TypeVar
+
+from joblib.externals.loky import ProcessPoolExecutor
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+_BLOCKS_HERE = 4
+"""Blocks that are done before it is worth starting processes."""
+_AHEAD = 2
+"""Blocks that each process may be ahead of who takes the results."""
+
+
+class BlockPool:
+    """Maps functions over blocks like `map`. Use as a context manager.
+
+    Parameters
+    ----------
+    processes : how many; with one, everything is done here
+    """
+
+    def __init__(self, processes: int, blocks_here: int = _BLOCKS_HERE) -> None:
+        self._processes, self._blocks_here = processes, blocks_here
+        self._executor: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> BlockPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._executor is not None:
+            self._executor.shutdown(wait=True, kill_workers=True)
+
+    def map(self, function: Callable[[A], B], blocks: Iterable[A]) -> Iterator[B]:
+        """Yield the function's results in the order of the blocks. What it raises is raised here."""
+        rest = iter(blocks)
+        for block in islice(rest, None if self._processes == 1 else self._blocks_here):
+            yield function(block)
+        window: deque = deque()
+        for block in rest:
+            window.append(self._started().submit(function, block))
+            if len(window) >= self._processes * _AHEAD:
+                yield window.popleft().result()
+        while window:
+            yield window.popleft().result()
+
+    def _started(self) -> ProcessPoolExecutor:
+        if self._executor is None:
+            self._executor = ProcessPoolExecutor(self._processes, initializer=_without_torch)
+        return self._executor
+
+
+def _without_torch() -> None:
+    """Keep torch out of a process that only renders text: importing it takes most of its time and memory."""
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
+    os.environ["TRANSFORMERS_VERBOSITY"] = "error"  # else it says that torch is missing
