@@ -19,8 +19,8 @@ import pytest
 
 MODULES = [
     "cliffstore.cli.main", "cliffstore.run.stages", "cliffstore.run.rendering", "cliffstore.extract.unit",
-    "cliffstore.extract.runner", "torch",
-    "transformers.models.llama.modeling_llama", "transformers.tokenization_utils_tokenizers", "tensorstore",
+    "cliffstore.extract.runner", "torch", "transformers.models.llama.modeling_llama",
+    "transformers.tokenization_utils_tokenizers", "tensorstore",
 ]  # fmt: skip
 DISTURBANCE = str(Path(__file__).parent / "fault" / "disturbance")
 
