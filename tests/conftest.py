@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import servers
 from filelock import FileLock
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from servers import Storage
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -24,7 +24,7 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(name, "1")
 
 # Other work on the machine must not fail a test: no deadlines.
-settings.register_profile("cliffstore", deadline=None)
+settings.register_profile("cliffstore", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("cliffstore")
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
