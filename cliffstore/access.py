@@ -25,6 +25,11 @@ Options = Mapping[str, object]
 
 _SECRET = re.compile(r"key|secret|token|password|credential|connection_string|sas", re.IGNORECASE)
 _CONNECT_SECONDS, _READ_SECONDS = 10, 30
+TENSORSTORE_RETRIES = {
+    f"{service}_request_retries": {"max_retries": 6, "initial_delay": "200ms", "max_delay": "5s"}
+    for service in ("s3", "gcs")
+}
+"""What tensorstore does by itself; `cliffstore.store.patience` waits for longer."""
 _CHECKSUMS = ("request_checksum_calculation", "response_checksum_validation")
 _DEFAULT_REGION = "us-east-1"
 _S3, _GS, _AZURE = ("s3fs", "s3"), ("gcsfs", "gs"), ("adlfs", "azure")

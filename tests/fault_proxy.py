@@ -32,6 +32,7 @@ class Weather:
         pieces; `cut`, half of the answer; `lost`, the request is done but its answer never comes
     methods : requests that can meet a fault
     most : faults after which the weather is fine, None for never
+    met, requests, paths : how often which fault, method, and method and path came
     """
 
     share: float = 0.0
@@ -41,13 +42,15 @@ class Weather:
     most: int | None = None
     met: Counter[str] = field(default_factory=Counter)
     requests: Counter[str] = field(default_factory=Counter)
+    paths: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         self._numbers, self._lock = random.Random(self.seed), threading.Lock()
 
-    def next(self, method: str) -> str | None:
+    def next(self, method: str, path: str) -> str | None:
         with self._lock:
             self.requests[method] += 1
+            self.paths[f"{method} {path}"] += 1
             if self.most is not None and sum(self.met.values()) >= self.most:
                 return None
             if method not in self.methods or self._numbers.random() >= self.share:
@@ -65,8 +68,7 @@ def proxy(port: int, weather: Weather) -> Iterator[int]:
         target = port
 
     Handler.weather = weather
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
@@ -77,6 +79,11 @@ def proxy(port: int, weather: Weather) -> Iterator[int]:
         thread.join()
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 512  # clients open many connections at once
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     target: int
@@ -84,7 +91,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         body = self._body()
-        fault = self.weather.next(self.command)
+        fault = self.weather.next(self.command, self.path)
         if fault == "reset":
             return self._reset()
         if fault == "stall":

@@ -88,17 +88,18 @@ def running(command: list[str], port: int, folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def rclone() -> Iterator[Storage]:
-    """S3 by rclone: checks signatures, ignores create-only writes."""
+def rclone(root: Path | None = None) -> Iterator[Storage]:
+    """S3 by rclone: checks signatures, ignores create-only writes. Its buckets are the folders of `root`, if given."""
     program = SERVERS / "rclone"
     if not program.exists():
         pytest.skip(f"rclone is not at {program}: run `make test`")
     port, key, secret = free_port(), secrets.token_hex(8), secrets.token_hex(20)
     with temporary_folder() as folder:
-        (folder / "root" / BUCKET).mkdir(parents=True)
+        root = root or folder / "root"
+        (root / BUCKET).mkdir(parents=True, exist_ok=True)
         command = [
             str(program), "serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", f"{key},{secret}",
-            "--config", os.devnull, str(folder / "root"),
+            "--config", os.devnull, str(root),
         ]  # fmt: skip
         with running(command, port, folder):
             yield Storage(f"s3://{BUCKET}", s3_options(port, key, secret), port)

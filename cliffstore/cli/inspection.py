@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import typer
 
-from cliffstore.cli.output import Json, StoreUrl, print_json, print_lines, print_table
+from cliffstore.cli.output import Json, OptionsFrom, StoreUrl, open_to_read, print_json, print_lines, print_table
 
 
 def add_to(app: typer.Typer) -> None:
@@ -17,10 +17,8 @@ def add_to(app: typer.Typer) -> None:
     )
 
 
-def info(store: StoreUrl, json: Json = False) -> None:
-    from cliffstore.run.store import Store
-
-    with Store(store) as opened:
+def info(store: StoreUrl, config: OptionsFrom = None, json: Json = False) -> None:
+    with open_to_read(store, config) as opened:
         found = opened.info()
     if json:
         print_json(found)
@@ -35,11 +33,8 @@ def info(store: StoreUrl, json: Json = False) -> None:
             print_table(list(rows[0]), [list(row.values()) for row in rows])
 
 
-def verify(store: StoreUrl, json: Json = False) -> None:
-    from cliffstore.run.progress import choose_reporter
-    from cliffstore.run.store import Store
-
-    with Store(store, reporter=choose_reporter()) as opened:
+def verify(store: StoreUrl, config: OptionsFrom = None, json: Json = False) -> None:
+    with open_to_read(store, config) as opened:
         report = opened.verify()
     if json:
         print_json(asdict(report))

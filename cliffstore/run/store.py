@@ -9,18 +9,20 @@ import duckdb
 import numpy as np
 import numpy.typing as npt
 
+from cliffstore.access import scheme_of
 from cliffstore.analyze.cliff import CliffReport, rank_cliffs
-from cliffstore.analyze.probe import ProbeSettings, fit_probe
+from cliffstore.analyze.labels import ProbeSettings, find_inputs
+from cliffstore.analyze.probe import fit_probe
 from cliffstore.analyze.score import ScoreReport, score_units
 from cliffstore.config import check_name
 from cliffstore.errors import ProbeError
 from cliffstore.publish.export import ExportReport, export_selection
 from cliffstore.publish.selection import SelectionReport, select_examples
-from cliffstore.run.progress import LineReporter, Reporter
+from cliffstore.run.progress import LineReporter, Piece, Reporter
 from cliffstore.schema import ProbeDocument
-from cliffstore.store import receipts
+from cliffstore.store import layout, receipts
 from cliffstore.store.catalog import Catalog
-from cliffstore.store.probes import write_probe
+from cliffstore.store.probes import keep_copies, list_probes, write_probe
 from cliffstore.store.reader import StoreReader, compact_ranges
 from cliffstore.store.verify import VerifyReport, verify_store
 from cliffstore.store.writer import capture_specs
@@ -112,17 +114,6 @@ class Store:
                     "bytes_per_row": sum(spec.bytes_per_row for spec in specs),
                 }
             )
-        names = {
-            view: [
-                row[0] for row in self.catalog.connection.execute(f"SELECT DISTINCT {column} FROM {view}").fetchall()
-            ]
-            for view, column in (
-                ("probes", "probe"),
-                ("scores", "probe"),
-                ("cliffs", "probe"),
-                ("selections", "selection"),
-            )
-        }
         return {
             "store": self.reader.url,
             "format_version": manifest.format_version,
@@ -131,17 +122,26 @@ class Store:
             "unit_rows": manifest.chunking.unit_rows,
             "plans": plans,
             "captures": captures,
-            **{view: sorted(found) for view, found in names.items()},
+            "probes": [probe.name for probe in list_probes(self.reader.objects)],
+            "scores": self.reader.objects.folders(layout.SCORES),
+            "cliffs": self._tables_in(layout.CLIFFS),
+            "selections": self._tables_in(layout.SELECTIONS),
         }
+
+    def _tables_in(self, folder: str) -> list[str]:
+        return sorted(layout.stem(key) for key in self.reader.objects.list(folder) if key.endswith(".parquet"))
 
     def verify(self) -> VerifyReport:
         """Check everything that is committed against its digests."""
-        report = verify_store(self.reader, lambda total: self._reporter.begin("verify", total), self._reporter.advance)
+        reporter = self._reporter
+        report = verify_store(self.reader, lambda total: reporter.begin("verify", total), lambda _: reporter.advance())
         self._reporter.end()
         return report
 
     def fit_probe(self, name: str, *, replace: bool = False, **settings: object) -> ProbeDocument:
         """Fit a probe on every layer, choose one on validation, and keep it under `name`.
+
+        Where the probe of that name was fitted with the same settings on the same examples, it is not fitted again.
 
         Parameters
         ----------
@@ -154,11 +154,20 @@ class Store:
             The probe cannot be fitted as asked.
         """
         check_name(name, "probe")
+        asked = ProbeSettings(name=name, **settings)  # type: ignore[arg-type]
+        inputs = find_inputs(self.catalog, asked, self._reporter.notice)
+        held = next((probe for probe in list_probes(self.reader.objects) if probe.name == name), None)
+        if held is not None and held.inputs == inputs.digest:
+            keep_copies(self.reader.objects, name)
+            self._reporter.stage(f"probe: {name} is there already, fitted on the same examples")
+            return held
         document, weights = fit_probe(
-            self.catalog,
-            ProbeSettings(name=name, **settings),  # type: ignore[arg-type]
-            self._reporter.notice,
+            self.reader,
+            inputs,
+            lambda total: self._reporter.begin("probe", total),
+            lambda: self._reporter.advance(Piece(noun="layers")),
         )
+        self._reporter.end()
         write_probe(self.reader.objects, document, weights, replace=replace)
         self.refresh()
         return document
@@ -166,7 +175,10 @@ class Store:
     def score(self, probe: str) -> ScoreReport:
         """Score every extracted token that has no score of this probe yet."""
         report = score_units(
-            self.reader, probe, lambda total: self._reporter.begin("score", total), self._reporter.advance
+            self.reader,
+            probe,
+            lambda total: self._reporter.begin("score", total),
+            lambda tokens: self._reporter.advance(Piece(tokens)),
         )
         self._reporter.end()
         if report.units_missing:
@@ -218,8 +230,15 @@ class Store:
         format: str = "messages",
         target_column: str = "response",
         target_text: str | None = None,
+        output_options: Mapping[str, object] | None = None,
     ) -> ExportReport:
-        """Write a selection as a training set, with a dataset card beside it."""
+        """Write a selection as a training set, with a dataset card beside it.
+
+        `output_options` are storage options of `output`; by default the store's, where both have the same scheme.
+        """
+        store = self.reader.objects
+        if output_options is None and scheme_of(output) == scheme_of(store.url):
+            output_options = store.storage_options
         report = export_selection(
             self.catalog,
             selection=selection,
@@ -227,13 +246,14 @@ class Store:
             format=format,
             target_column=target_column,
             target_text=target_text,
+            storage_options=output_options,
         )
         if report.without_target:
             self._reporter.notice(f"{report.without_target} selected examples have no {target_column} and are left out")
         return report
 
     def _only_ranked_probe(self) -> str:
-        ranked = [row[0] for row in self.catalog.connection.execute("SELECT DISTINCT probe FROM cliffs").fetchall()]
+        ranked = [row["probe"] for row in self.catalog.arrow("SELECT DISTINCT probe FROM cliffs").to_pylist()]
         if len(ranked) != 1:
             known = ", ".join(sorted(ranked)) or "none yet; run `cliffstore cliff`"
             raise ProbeError(f"say which probe with --probe; probes with cliffs: {known}")

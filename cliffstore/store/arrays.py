@@ -16,27 +16,24 @@ from typing import Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 import zarr
+from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
 from zarr.abc.store import ByteRequest, RangeByteRequest, SuffixByteRequest
 from zarr.abc.store import Store as ZarrStore
 from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import FsspecStore, LocalStore
 
-from cliffstore.access import fsspec_options, is_only_for_fsspec, kvstore, tensorstore_environment
+from cliffstore.access import TENSORSTORE_RETRIES, is_only_for_fsspec, kvstore, tensorstore_environment
 from cliffstore.errors import CliffstoreError, DamagedStoreError
 from cliffstore.schema import Dtype
 from cliffstore.store import layout
-from cliffstore.store.objects import ObjectStore, answers_ranges, limit_retries
+from cliffstore.store.objects import ObjectStore, answers_ranges
 from cliffstore.store.patience import log
 
 T = TypeVar("T")
 Vectors = npt.NDArray[np.generic]
 
 STORED_DTYPE: dict[str, str] = {"bfloat16": "uint16", "float16": "float16", "float32": "float32"}
-_RETRIES = {
-    f"{service}_request_retries": {"max_retries": 6, "initial_delay": "200ms", "max_delay": "5s"}
-    for service in ("s3", "gcs")
-}
 _METADATA = "zarr.json"
 _CACHE_BYTES = {"read": 256 << 20, "write": 0}
 _WRITES = 8
@@ -102,7 +99,7 @@ class TensorstoreArrays:
         self._objects, self._kvstore = objects, kvstore
         self._shards = ShardCheck(objects)
         self._contexts = {
-            use: tensorstore.Context({**_RETRIES, "cache_pool": {"total_bytes_limit": limit}})
+            use: tensorstore.Context({**TENSORSTORE_RETRIES, "cache_pool": {"total_bytes_limit": limit}})
             for use, limit in _CACHE_BYTES.items()
         }
         self._open: dict[tuple[str, str], object] = {}
@@ -271,10 +268,9 @@ def zarr_store(objects: ObjectStore) -> ZarrStore:
     """Return the store as zarr-python sees it."""
     if objects.is_local:
         return LocalStore(objects.root)
-    options = fsspec_options(objects.url, objects.storage_options)
-    store = SuffixStore.from_url(objects.url, storage_options=options or None)
-    limit_retries(store.fs)
-    return store
+    # zarr-python has an event loop of its own. A file system made for it would have to be closed in that loop, which
+    # fsspec does not know when the process ends; so zarr-python calls the one file system of the store, from threads.
+    return SuffixStore(AsyncFileSystemWrapper(objects.fs, asynchronous=True), path=objects.root)
 
 
 class SuffixStore(FsspecStore):

@@ -3,37 +3,31 @@
 DuckDB reads the Parquet tables through Arrow, so every fsspec scheme works, only needed columns and rows are read,
 and no DuckDB extension is involved. Functions are vectorised: DuckDB hands over some thousand rows at a time, and
 each distinct row among them is read once.
+
+Opening lists plans and captures and reads their documents, and the end of one table of examples a plan. What a view
+holds is found when a statement first scans it (see `views`): receipts are listed by `SELECT extracted FROM units`, and
+read once columns are asked for that only they hold.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 
 import duckdb
 import pyarrow as pa
 import pyarrow.dataset as ds
 
 from cliffstore.errors import QueryError
-from cliffstore.schema import CLIFFS, EXAMPLES, HEADS, SCORES, SELECTIONS, SKIPPED, TOKENS, UNITS
-from cliffstore.store import layout, receipts, tables
-from cliffstore.store.functions import register_functions
+from cliffstore.schema import CLIFFS, EXAMPLES, HEADS, SCORES, SELECTIONS, SKIPPED, TOKENS, UNITS, ProbeDocument
+from cliffstore.store import layout, tables
+from cliffstore.store.functions import FailedCalls, register_functions
 from cliffstore.store.probes import list_probes
 from cliffstore.store.reader import StoreReader
+from cliffstore.store.receipt_table import RECEIPTS, ReceiptTable
+from cliffstore.store.views import Found, Readers, View
 from cliffstore.store.writer import capture_specs
 
-_RECEIPTS = pa.schema(
-    [
-        pa.field("capture", pa.string()),
-        pa.field("model", pa.string()),
-        pa.field("unit", pa.int32()),
-        pa.field("extracted", pa.bool_()),
-        pa.field("attempt", pa.int32()),
-        pa.field("worker", pa.string()),
-        pa.field("seconds", pa.float64()),
-        pa.field("bytes", pa.int64()),
-        pa.field("error", pa.string()),
-    ]
-)
 _CAPTURES = pa.schema(
     [
         pa.field("capture", pa.string()),
@@ -80,7 +74,7 @@ _PROBE_METRICS = pa.schema(
 
 
 class Catalog:
-    """A DuckDB connection over one store, as the store was when the catalog was opened.
+    """A DuckDB connection over one store. Each view shows the store as it was when a statement first read it.
 
     Use as a context manager, or call `close`.
     """
@@ -88,8 +82,11 @@ class Catalog:
     def __init__(self, reader: StoreReader) -> None:
         self.reader = reader
         self.connection = duckdb.connect(config={"enable_external_access": False, "python_enable_replacements": False})
-        self._register_tables()
-        self._failed = register_functions(self.connection, reader)
+        self._failed, self._readers = FailedCalls(), Readers()
+        self._register_views()
+        register_functions(self.connection, reader, self._failed)
+        # DuckDB draws its bar on standard output, where answers go.
+        self.connection.execute("SET enable_progress_bar = false")
         self.connection.execute("SET lock_configuration = true")
 
     def __enter__(self) -> Catalog:
@@ -99,8 +96,9 @@ class Catalog:
         self.close()
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection, and wait for reads that have begun."""
         self.connection.close()
+        self._readers.close()
 
     def arrow(self, statement: str, parameters: Sequence[object] | dict[str, object] | None = None) -> pa.Table:
         """Run one statement and return its result.
@@ -111,11 +109,14 @@ class Catalog:
             The statement is malformed.
         StoreError, ProbeError
             A function was asked for a layer, model or probe that the store does not hold.
+        DamagedStoreError, StorageError
+            A table cannot be read.
         """
         try:
             relation = self.connection.sql(statement, params=parameters)
             table = relation.to_arrow_table() if relation is not None else pa.table({})
         except duckdb.Error as error:
+            self._failed.check()
             raise QueryError(_one_line(error)) from None
         self._failed.check()
         return table
@@ -124,68 +125,64 @@ class Catalog:
         """Run one statement and return its result as a DuckDB relation. Errors as for `arrow`."""
         return self.connection.from_arrow(self.arrow(statement))
 
-    def _register_tables(self) -> None:
-        reader, objects = self.reader, self.reader.objects
-        plans = [plan.plan for plan in reader.plans()]
-        plan_keys = [key for plan in plans for key in objects.list(f"{layout.PLANS}/{plan}")]
-        example_keys = [key for key in plan_keys if layout.kind_of(key) == "plan_table" and "/examples/" in key]
-        self._view("examples", tables.dataset(objects, example_keys, _joint_schema(self.reader, example_keys)))
-        self._view("tokens", tables.dataset(objects, [key for key in plan_keys if "/tokens/" in key], TOKENS))
-        self._view("skipped", tables.dataset(objects, [layout.skipped_table(plan) for plan in plans], SKIPPED))
-        self.connection.register("_units", tables.dataset(objects, [layout.units_table(plan) for plan in plans], UNITS))
-        self.connection.register("_receipts", _receipts_table(reader))
+    def _register_views(self) -> None:
+        reader = self.reader
+        examples = _joint_schema(reader)
+        for name, schema in (("examples", examples), ("tokens", TOKENS), ("skipped", SKIPPED)):
+            self._view(name, schema, partial(self._plan_tables, name, schema))
+        self._register("_units", UNITS, partial(self._plan_tables, "units", UNITS))
+        self._register("_receipts", RECEIPTS, ReceiptTable(reader))
         self.connection.execute(
             "CREATE VIEW units AS SELECT u.*, r.capture, r.model, "
             "coalesce(r.extracted, false) AS extracted, r.attempt, r.worker, r.seconds, r.bytes, r.error "
             "FROM _units u LEFT JOIN _receipts r USING (unit)"
         )
-        self._view("captures", _captures_table(reader))
-        probes, metrics = _probe_tables(reader)
-        self._view("probes", probes)
-        self._view("probe_metrics", metrics)
-        scored = [key for key in objects.list(layout.SCORES) if key.endswith(".parquet")]
-        self._named_view("scores", "probe", _by_folder(scored), SCORES)
-        cliffs = _by_name(objects.list(layout.CLIFFS))
-        self._named_view("cliffs", "probe", cliffs, CLIFFS)
-        heads = _by_name(objects.list(layout.HEADS))
-        self._named_view("heads", "name", heads, HEADS)
-        selections = _by_name(objects.list(layout.SELECTIONS))
-        self._named_view("selections", "selection", selections, SELECTIONS)
+        self._view("captures", _CAPTURES, lambda _: ds.dataset(_captures_table(reader)))
+        self._view("probes", _PROBES, lambda _: ds.dataset(_probes_table(self._probes)))
+        self._view("probe_metrics", _PROBE_METRICS, lambda _: ds.dataset(_metrics_table(self._probes)))
+        self._named_view("scores", "probe", layout.SCORES, SCORES, layout.probe_of)
+        self._named_view("cliffs", "probe", layout.CLIFFS, CLIFFS, layout.stem)
+        self._named_view("heads", "name", layout.HEADS, HEADS, layout.stem)
+        self._named_view("selections", "selection", layout.SELECTIONS, SELECTIONS, layout.stem)
 
-    def _view(self, name: str, source: ds.Dataset | pa.Table) -> None:
-        self.connection.register(f"_{name}", source)
+    def _register(self, name: str, schema: pa.Schema, found: Found) -> None:
+        where = f"table {name.lstrip('_')} of store {self.reader.url}"
+        self.connection.register(name, View(where, schema, found, self._readers, self._failed.note))
+
+    def _view(self, name: str, schema: pa.Schema, found: Found) -> None:
+        self._register(f"_{name}", schema, found)
         self.connection.execute(f"CREATE VIEW {name} AS SELECT * FROM _{name}")
 
-    def _named_view(self, view: str, column: str, keys: dict[str, list[str]], schema: pa.Schema) -> None:
-        """Join several sets of files into one view, each under its name in a first column."""
-        parts = keys or {"": []}
-        selects = []
-        for number, (name, names) in enumerate(sorted(parts.items())):
-            self.connection.register(f"_{view}_{number}", tables.dataset(self.reader.objects, names, schema))
-            quoted = name.replace("'", "''")
-            selects.append(f"SELECT '{quoted}' AS {column}, * FROM _{view}_{number}")
-        self.connection.execute(f"CREATE VIEW {view} AS {' UNION ALL '.join(selects)}")
+    def _named_view(
+        self, view: str, column: str, folder: str, schema: pa.Schema, name_of: Callable[[str], str]
+    ) -> None:
+        """Show all tables in a folder, each under its name in a first column."""
+        named = pa.schema([pa.field(column, pa.string()), *schema])
+        listed: list[ds.Dataset] = []
+
+        def found(_: Sequence[str]) -> ds.Dataset:
+            if not listed:
+                sizes = self.reader.objects.sizes(folder)
+                parquet = {key: size for key, size in sizes.items() if key.endswith(".parquet")}
+                listed.append(tables.dataset(self.reader.objects, parquet, named, (column, name_of)))
+            return listed[0]
+
+        self._view(view, named, found)
+
+    def _plan_tables(self, kind: str, schema: pa.Schema, _: Sequence[str]) -> ds.Dataset:
+        return tables.dataset(self.reader.objects, self.reader.table_sizes(kind), schema)
+
+    @cached_property
+    def _probes(self) -> list[ProbeDocument]:
+        return list_probes(self.reader.objects)
 
 
-def _joint_schema(reader: StoreReader, keys: Sequence[str]) -> pa.Schema:
+def _joint_schema(reader: StoreReader) -> pa.Schema:
     """Return the schema of all plans' examples: the corpus's own columns differ from plan to plan."""
-    first_of_plan = {key.split("/")[1]: key for key in reversed(keys)}
-    schemas = [tables.schema_of(reader.objects, key) for key in first_of_plan.values()]
+    sizes = reader.table_sizes("examples")
+    first_of_plan = {layout.plan_of(key): key for key in reversed(sizes)}
+    schemas = [tables.schema_of(reader.objects, key, sizes[key]) for key in first_of_plan.values()]
     return pa.unify_schemas([EXAMPLES, *schemas], promote_options="permissive")
-
-
-def _receipts_table(reader: StoreReader) -> pa.Table:
-    rows: list[dict[str, object]] = []
-    for capture in reader.captures():
-        for receipt in reader.receipts(capture.capture):
-            known = receipt.model_dump(include={"capture", "unit", "attempt", "worker", "seconds", "bytes"})
-            rows.append({**known, "model": capture.alias, "extracted": True, "error": None})
-        for error in receipts.read_errors(reader.objects, capture.capture):
-            known = error.model_dump(include={"capture", "unit", "attempt", "worker", "error"})
-            rows.append({**known, "model": capture.alias, "extracted": False})
-    for error in receipts.read_errors(reader.objects, layout.SCORES):  # of runs that store scores only
-        rows.append({**error.model_dump(include={"unit", "attempt", "worker", "error"}), "extracted": False})
-    return pa.Table.from_pylist(rows, schema=_RECEIPTS)
 
 
 def _captures_table(reader: StoreReader) -> pa.Table:
@@ -207,34 +204,19 @@ def _captures_table(reader: StoreReader) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=_CAPTURES)
 
 
-def _probe_tables(reader: StoreReader) -> tuple[pa.Table, pa.Table]:
-    probes: list[dict[str, object]] = []
-    metrics: list[dict[str, object]] = []
-    for probe in list_probes(reader.objects):
+def _probes_table(probes: Sequence[ProbeDocument]) -> pa.Table:
+    rows = []
+    for probe in probes:
         chosen = next(layer for layer in probe.layers if layer.layer == probe.layer)
-        probes.append(
-            {
-                **probe.model_dump(include=set(_PROBES.names)),
-                "probe": probe.name,
-                "model": probe.alias,
-                "auroc": chosen.auroc,
-                "test_auroc": chosen.test_auroc,
-            }
-        )
-        metrics.extend({"probe": probe.name, **layer.model_dump()} for layer in probe.layers)
-    return pa.Table.from_pylist(probes, schema=_PROBES), pa.Table.from_pylist(metrics, schema=_PROBE_METRICS)
+        known = probe.model_dump(include=set(_PROBES.names))
+        scores = {"auroc": chosen.auroc, "test_auroc": chosen.test_auroc}
+        rows.append({**known, "probe": probe.name, "model": probe.alias, **scores})
+    return pa.Table.from_pylist(rows, schema=_PROBES)
 
 
-def _by_folder(keys: Sequence[str]) -> dict[str, list[str]]:
-    folders: dict[str, list[str]] = {}
-    for key in keys:
-        folders.setdefault(key.split("/")[1], []).append(key)
-    return folders
-
-
-def _by_name(keys: Sequence[str]) -> dict[str, list[str]]:
-    """Return the tables among the keys by their names; beside them lie the documents of what they were made from."""
-    return {layout.stem(key): [key] for key in keys if key.endswith(".parquet")}
+def _metrics_table(probes: Sequence[ProbeDocument]) -> pa.Table:
+    rows = [{"probe": probe.name, **layer.model_dump()} for probe in probes for layer in probe.layers]
+    return pa.Table.from_pylist(rows, schema=_PROBE_METRICS)
 
 
 def _one_line(error: duckdb.Error) -> str:

@@ -8,6 +8,7 @@ written right after the original. A crash between the two is made good by `keep_
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 from cliffstore.errors import DamagedStoreError
@@ -75,6 +76,12 @@ def parse(kind: type[D], key: str, content: bytes) -> D:
 def read(objects: ObjectStore, kind: type[D], key: str) -> D:
     """Return a document. Raises FileNotFoundError where it is not, otherwise as `parse`."""
     return parse(kind, key, objects.get(key))
+
+
+def read_many(objects: ObjectStore, kind: type[D], keys: Sequence[str], *, missing_ok: bool = False) -> Iterator[D]:
+    """Yield the documents of one kind under many keys, in their order. Errors as for `read`, and `get_many`."""
+    for key, content in objects.get_many(keys, missing_ok=missing_ok):
+        yield parse(kind, key, content)
 
 
 def create(objects: ObjectStore, document: Document) -> bool:

@@ -47,10 +47,14 @@ class FailedCalls:
                 try:
                     return function(*columns)
                 except Exception as error:  # noqa: BLE001  # raised again by `check`, see above
-                    self._first = error
+                    self.note(error)
             return pa.nulls(len(columns[0]), gives)
 
         return guarded
+
+    def note(self, error: Exception) -> None:
+        """Keep an error for `check`, if it is the first."""
+        self._first = self._first or error
 
     def check(self) -> None:
         """Raise the error of the statement that has just run, if there was one."""
@@ -59,9 +63,8 @@ class FailedCalls:
             raise error.with_traceback(None)
 
 
-def register_functions(connection: duckdb.DuckDBPyConnection, reader: StoreReader) -> FailedCalls:
-    """Register the functions of everything that the store holds. Call the result's `check` after each statement."""
-    failed = FailedCalls()
+def register_functions(connection: duckdb.DuckDBPyConnection, reader: StoreReader, failed: FailedCalls) -> None:
+    """Register the functions of everything that the store holds. Call `failed.check` after each statement."""
 
     def create(name: str, function: Callable[..., pa.Array], takes: list[str], width: int | None) -> None:
         gives = pa.float32() if width is None else pa.list_(pa.float32(), width)
@@ -90,7 +93,6 @@ def register_functions(connection: duckdb.DuckDBPyConnection, reader: StoreReade
     width = max(widths.values(), default=1)
     create("_probe_weight", _probe_weight(reader, width), ["VARCHAR"], width)
     connection.execute("CREATE MACRO probe_weight(probe) AS _probe_weight(probe)")
-    return failed
 
 
 def _only_layer(specs: Sequence[ArraySpec], site: str) -> int | None:

@@ -177,6 +177,24 @@ def metadata(folder: str) -> str:
     return f"{folder}/zarr.json".lstrip("/")
 
 
+def plan_table(key: str) -> tuple[str, str] | None:
+    """Return plan and kind (`examples`, `units` ...) of a table of a plan; None for any other key."""
+    if kind_of(key) != "plan_table":
+        return None
+    _, plan, kind, *_ = key.split("/")
+    return plan, kind.removesuffix(".parquet")
+
+
+def plan_of(key: str) -> str:
+    """Return the plan that the key of one of its objects names."""
+    return key.split("/")[1]
+
+
+def probe_of(key: str) -> str:
+    """Return the probe that the key of one of its scores names."""
+    return key.split("/")[1]
+
+
 def unit_of(key: str) -> int | None:
     """Return the unit number of a receipt or scores key; None for any other key."""
     match = _UNIT.search(key)

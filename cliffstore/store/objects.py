@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from cliffstore.access import check_url, endpoint_of, filesystem, scheme_of
 from cliffstore.errors import StoreError
+from cliffstore.store.bulk import WINDOW, fetcher
 from cliffstore.store.patience import is_conflict, log, patiently
 
 T = TypeVar("T")
@@ -58,6 +59,26 @@ class ObjectStore:
         content: bytes = self.patiently(lambda: self.fs.cat_file(self.path(key)), patience)
         return content
 
+    def get_many(self, keys: Sequence[str], *, missing_ok: bool = False) -> Iterator[tuple[str, bytes]]:
+        """Yield the key and the bytes of many small objects, in the given order, many at a time.
+
+        Memory holds some hundred objects. One that is not read at once is read again by itself, with patience.
+
+        Raises
+        ------
+        FileNotFoundError
+            One is not there, unless `missing_ok`, which leaves it out.
+        """
+        fetch = fetcher(self, len(keys))
+        for first in range(0, len(keys), WINDOW):
+            window = keys[first : first + WINDOW]
+            for key, content in zip(window, fetch(window), strict=True):
+                try:
+                    yield key, self.get(key) if content is None else content
+                except FileNotFoundError:
+                    if not missing_ok:
+                        raise
+
     def exists(self, key: str) -> bool:
         """Return whether an object or, on a local disk, a folder is there."""
         self.fs.invalidate_cache()
@@ -77,6 +98,13 @@ class ObjectStore:
             self.patiently(lambda: self._put_local(key, content))
         else:
             self.patiently(lambda: self.fs.pipe_file(self.path(key), content))
+
+    def put_if_new(self, key: str, content: bytes) -> bool:
+        """Write an object whole unless its very content is there. Return whether it was written."""
+        if self.exists(key) and self.get(key) == content:
+            return False
+        self.put(key, content)
+        return True
 
     def create(self, key: str, content: bytes) -> bool:
         """Write an object only if there is none. Return whether this call wrote it.
@@ -103,15 +131,31 @@ class ObjectStore:
         if self.exists(key):
             self.patiently(lambda: self._remove(key))
 
+    def folders(self, prefix: str) -> list[str]:
+        """Return the sorted names of the folders directly below `prefix`, whatever they hold; one listing."""
+        found = self._listed(lambda: self.fs.ls(self.path(prefix), detail=True))
+        return sorted(str(one["name"]).rstrip("/").rsplit("/", 1)[-1] for one in found if one["type"] == "directory")
+
     def list(self, prefix: str) -> list[str]:
         """Return the sorted keys of all objects below `prefix`."""
+        return sorted(self._keys(self._listed(lambda: self.fs.find(self.path(prefix)))))
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """Return the sizes in bytes of all objects below `prefix`, by their keys, which are sorted; one listing."""
+        found = self._listed(lambda: self.fs.find(self.path(prefix), detail=True)) or {}
+        return {key: int(found[path]["size"]) for key, path in sorted(self._keys(found).items())}
+
+    def _listed(self, listing: Callable[[], Any]) -> Any:
         self.fs.invalidate_cache()
         try:
-            paths = self.patiently(lambda: self.fs.find(self.path(prefix)))
+            return self.patiently(listing)
         except FileNotFoundError:
             return []
-        names = (str(path)[len(self.root) :].lstrip("/") for path in paths)
-        return sorted(name for name in names if not Path(name).name.startswith(".tmp-"))
+
+    def _keys(self, paths: Iterable[str]) -> dict[str, str]:
+        """Return key -> path, without what is still being written."""
+        keys = {str(path)[len(self.root) :].lstrip("/"): path for path in paths}
+        return {key: path for key, path in keys.items() if not key.rsplit("/", 1)[-1].startswith(".tmp-")}
 
     def _remove(self, key: str) -> None:
         # Tried again after a lost answer, it is gone already.

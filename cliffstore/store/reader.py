@@ -77,7 +77,7 @@ def _format_version(content: bytes) -> int:
 
 
 class StoreReader:
-    """What a store holds, as of when it was asked.
+    """What a store holds. Its documents, and which units are extracted, are listed once, when first asked for.
 
     Parameters
     ----------
@@ -105,19 +105,30 @@ class StoreReader:
 
     def plans(self) -> list[PlanDocument]:
         """Return the plans of the store, in the order of their places."""
-        keys = [key for key in self.objects.list(layout.PLANS) if key.endswith("/plan.json")]
-        found = [documents.read(self.objects, PlanDocument, key) for key in keys]
-        return sorted(found, key=lambda plan: plan.place)
+        return list(self._plans)
 
-    def captures(self) -> list[CaptureDocument]:
-        """Return the captures of the store, by alias and name."""
-        keys = [key for key in self.objects.list(layout.CAPTURES) if key.endswith(".json")]
-        return [documents.read(self.objects, CaptureDocument, key) for key in keys]
+    @cached_property
+    def _plans(self) -> list[PlanDocument]:
+        keys = [key for key in self._plan_files if layout.kind_of(key) == "plan"]
+        return sorted(documents.read_many(self.objects, PlanDocument, keys), key=lambda plan: plan.place)
+
+    def table_sizes(self, kind: str) -> dict[str, int]:
+        """Return keys and sizes of the tables of one kind (`examples`, `units` ...) of all plans."""
+        wanted = {(plan.plan, kind) for plan in self._plans}
+        return {key: size for key, size in self._plan_files.items() if layout.plan_table(key) in wanted}
+
+    @cached_property
+    def _plan_files(self) -> dict[str, int]:
+        return self.objects.sizes(layout.PLANS)
 
     @cached_property
     def plan_tables(self) -> PlanTables:
         """The tables of all plans, by unit."""
-        return PlanTables(self.objects, [plan.plan for plan in self.plans()])
+        return PlanTables(self.objects, [plan.plan for plan in self._plans])
+
+    def captures(self) -> list[CaptureDocument]:
+        """Return the captures of the store, by alias and name."""
+        return list(self._captures)
 
     def receipts(self, capture: str) -> list[Receipt]:
         """Return the receipts of a capture."""
@@ -126,7 +137,7 @@ class StoreReader:
     @cached_property
     def aliases(self) -> list[str]:
         """Aliases of the models that the store has captures of."""
-        return sorted({capture.alias for capture in self.captures()})
+        return sorted({capture.alias for capture in self._captures})
 
     def find_array(self, site: str, layer: int, alias: str | None = None) -> tuple[CaptureDocument, ArraySpec]:
         """Return the capture and the array of a (model, site, layer).
@@ -146,7 +157,8 @@ class StoreReader:
 
     @cached_property
     def _captures(self) -> list[CaptureDocument]:
-        return self.captures()
+        keys = [key for key in self.objects.list(layout.CAPTURES) if key.endswith(".json")]
+        return list(documents.read_many(self.objects, CaptureDocument, keys))
 
     def default_alias(self) -> str:
         """Return `main`, or the only model there is."""

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 
 from cliffstore.schema import Receipt, UnitError
 from cliffstore.store import documents, layout
 from cliffstore.store.objects import ObjectStore
-
-_READERS = 16
 
 
 def commit(objects: ObjectStore, receipt: Receipt) -> bool:
@@ -29,12 +27,21 @@ def committed(objects: ObjectStore, capture: str) -> set[int]:
     return {unit for unit in units if unit is not None}
 
 
-def read_all(objects: ObjectStore, capture: str) -> list[Receipt]:
-    """Return the receipts of a capture in the order of their units. Raises `DamagedStoreError` for a damaged one."""
-    keys = [key for key in objects.list(layout.receipts_of(capture)) if layout.unit_of(key) is not None]
-    with ThreadPoolExecutor(_READERS) as pool:
-        contents = list(pool.map(objects.get, keys))
-    found = (documents.parse(Receipt, key, content) for key, content in zip(keys, contents, strict=True))
+def read_all(objects: ObjectStore, capture: str, listed: Sequence[str] | None = None) -> list[Receipt]:
+    """Return the receipts of a capture in the order of their units.
+
+    Parameters
+    ----------
+    listed : the keys of its receipts and errors, where they are known
+
+    Raises
+    ------
+    DamagedStoreError
+        One is damaged.
+    """
+    listed = objects.list(layout.receipts_of(capture)) if listed is None else listed
+    keys = [key for key in listed if layout.unit_of(key) is not None]
+    found = documents.read_many(objects, Receipt, keys)
     return sorted(found, key=lambda receipt: receipt.unit)
 
 
@@ -43,9 +50,15 @@ def read_one(objects: ObjectStore, capture: str, unit: int) -> Receipt:
     return documents.read(objects, Receipt, layout.receipt(capture, unit))
 
 
-def read_errors(objects: ObjectStore, capture: str) -> list[UnitError]:
-    """Return the recorded errors of a capture's units that have no receipt."""
-    done = committed(objects, capture)
-    keys = [key for key in objects.list(layout.receipts_of(capture)) if layout.unit_of_error(key) is not None]
-    errors = [documents.read(objects, UnitError, key) for key in keys]
-    return [error for error in errors if error.unit not in done]
+def failed(listed: Sequence[str]) -> list[str]:
+    """Return those keys of a capture's receipts and errors that are errors of units without a receipt."""
+    done = {layout.unit_of(key) for key in listed}
+    errors = ((key, layout.unit_of_error(key)) for key in listed)
+    return [key for key, unit in errors if unit is not None and unit not in done]
+
+
+def read_errors(objects: ObjectStore, capture: str, listed: Sequence[str] | None = None) -> list[UnitError]:
+    """Return the recorded errors of a capture's units that have no receipt. `listed` as for `read_all`."""
+    keys = failed(objects.list(layout.receipts_of(capture)) if listed is None else listed)
+    # The next attempt, made meanwhile, removes an error.
+    return list(documents.read_many(objects, UnitError, keys, missing_ok=True))

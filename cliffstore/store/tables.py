@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -16,6 +16,8 @@ from cliffstore.schema import damaged
 from cliffstore.store.objects import ObjectStore
 
 PROVENANCE = "cliffstore"
+_HOLE_BYTES = 128 << 10
+"""A request costs as much time as reading this much that nobody wants."""
 
 
 def encode(table: pa.Table, provenance: Mapping[str, str]) -> bytes:
@@ -40,7 +42,12 @@ def write(objects: ObjectStore, key: str, table: pa.Table, provenance: Mapping[s
 
 def read(objects: ObjectStore, key: str, columns: Sequence[str] | None = None) -> pa.Table:
     """Read one Parquet object."""
-    return pq.read_table(pa.BufferReader(objects.get(key)), columns=list(columns) if columns else None)
+    return decode(objects.get(key), columns)
+
+
+def decode(content: bytes, columns: Sequence[str] | None = None) -> pa.Table:
+    """Return the table of Parquet bytes."""
+    return pq.read_table(pa.BufferReader(content), columns=list(columns) if columns else None)
 
 
 def read_row_group(objects: ObjectStore, key: str, row_group: int, columns: Sequence[str] | None = None) -> pa.Table:
@@ -59,35 +66,95 @@ def read_row_group(objects: ObjectStore, key: str, row_group: int, columns: Sequ
         raise damaged(key, f"cannot be read ({str(error).splitlines()[0][:200]})") from None
 
 
-def schema_of(objects: ObjectStore, key: str) -> pa.Schema:
-    """Return the schema of one Parquet object, without its provenance."""
-    return pq.read_schema(pa.BufferReader(objects.get(key))).remove_metadata()
+def schema_of(objects: ObjectStore, key: str, size: int) -> pa.Schema:
+    """Return the schema of a Parquet object of `size` bytes, without its provenance; only its end is read."""
+    with pa.PythonFile(_PatientFile(objects, objects.path(key), size), mode="r") as file:
+        return pq.read_schema(file).remove_metadata()
 
 
-def dataset(objects: ObjectStore, keys: Sequence[str], schema: pa.Schema) -> ds.Dataset:
-    """Return an Arrow dataset over Parquet objects; columns and rows are read only where a query needs them."""
-    if not keys:
+def dataset(
+    objects: ObjectStore,
+    sizes: Mapping[str, int],
+    schema: pa.Schema,
+    names: tuple[str, Callable[[str], str]] | None = None,
+) -> ds.Dataset:
+    """Return an Arrow dataset over Parquet objects; columns and rows are read only where a query needs them.
+
+    Parameters
+    ----------
+    sizes : key -> size in bytes
+    schema : of the dataset; columns that an object lacks are null
+    names : a column that no object has, and what its value is by an object's key
+    """
+    if not sizes:
         return ds.dataset(schema.empty_table())
-    # Arrow's own file system where there is one: a scan that a LIMIT cuts short leaves reads behind, and reads that
-    # need Python can hang the interpreter's exit.
-    local = pa.fs.LocalFileSystem() if objects.is_local else None
-    filesystem = local or pa.fs.PyFileSystem(PatientHandler(objects))
-    return ds.dataset([objects.path(key) for key in keys], schema=schema, filesystem=filesystem, format="parquet")
+    filesystem = pa.fs.LocalFileSystem() if objects.is_local else pa.fs.PyFileSystem(PatientHandler(objects, sizes))
+    form = ds.ParquetFileFormat()
+    fragments = [
+        form.make_fragment(
+            objects.path(key), filesystem, None if names is None else ds.field(names[0]) == names[1](key)
+        )
+        for key in sizes
+    ]
+    return ds.FileSystemDataset(fragments, schema, form, filesystem)
+
+
+def read_piece(handler: PatientHandler, piece: ds.ParquetFileFragment, schema: pa.Schema) -> pa.Table:
+    """Read the row groups of a fragment on this thread alone.
+
+    Parameters
+    ----------
+    schema : of the result; columns that the object lacks are what the fragment says of it, or null
+    """
+    groups, metadata = [group.id for group in piece.row_groups], piece.metadata
+    file = handler.file(piece.path)
+    file.fetch(_ranges(metadata, groups, schema.names))
+    with pa.PythonFile(file, mode="r") as source, pq.ParquetFile(source, metadata=metadata) as parquet:
+        held = [name for name in schema.names if name in parquet.schema_arrow.names]
+        table = parquet.read_row_groups(groups, columns=held, use_threads=False)
+    known = ds.get_partition_keys(piece.partition_expression)
+    n_rows = sum(group.num_rows for group in piece.row_groups)
+
+    def column(field: pa.Field) -> pa.ChunkedArray | pa.Array:
+        if field.name not in held:
+            return pa.repeat(pa.scalar(known.get(field.name), field.type), n_rows)
+        found = table[field.name]
+        return found if found.type == field.type else found.cast(field.type)
+
+    return pa.table([column(field) for field in schema], schema=schema)
+
+
+def _ranges(metadata: pq.FileMetaData, groups: Sequence[int], columns: Sequence[str]) -> list[tuple[int, int]]:
+    """Return first and last byte of what is to be read of some row groups; what lies close together in one range."""
+    chunks = []
+    for group in map(metadata.row_group, groups):
+        for chunk in map(group.column, range(group.num_columns)):
+            if any(chunk.path_in_schema == name or chunk.path_in_schema.startswith(f"{name}.") for name in columns):
+                first = chunk.dictionary_page_offset or chunk.data_page_offset
+                chunks.append((first, first + chunk.total_compressed_size))
+    ranges: list[tuple[int, int]] = []
+    for first, last in sorted(chunks):
+        if ranges and first - ranges[-1][1] <= _HOLE_BYTES:
+            ranges[-1] = (ranges[-1][0], max(last, ranges[-1][1]))
+        else:
+            ranges.append((first, last))
+    return ranges
 
 
 class PatientHandler(pa.fs.FSSpecHandler):
     """Files of a store for Arrow; what fails in passing is done again."""
 
-    def __init__(self, objects: ObjectStore) -> None:
+    def __init__(self, objects: ObjectStore, sizes: Mapping[str, int]) -> None:
         super().__init__(objects.fs)
         self._objects = objects
+        self._sizes = {objects.path(key): size for key, size in sizes.items()}
 
-    def get_file_info(self, paths: list[str]) -> list[pa.fs.FileInfo]:
-        found: list[pa.fs.FileInfo] = self._objects.patiently(lambda: super(PatientHandler, self).get_file_info(paths))
-        return found
+    def file(self, path: str) -> _PatientFile:
+        """Return a file for Python."""
+        return _PatientFile(self._objects, path, self._sizes[path])
 
     def open_input_file(self, path: str) -> pa.PythonFile:
-        return pa.PythonFile(_PatientFile(self._objects, path), mode="r")
+        return pa.PythonFile(self.file(path), mode="r")
 
     def open_input_stream(self, path: str) -> pa.PythonFile:
         return self.open_input_file(path)
@@ -96,9 +163,10 @@ class PatientHandler(pa.fs.FSSpecHandler):
 class _PatientFile(io.RawIOBase):
     """A file to read, one range request a read: Arrow asks for whole column chunks."""
 
-    def __init__(self, objects: ObjectStore, path: str) -> None:
+    def __init__(self, objects: ObjectStore, path: str, size: int | None = None) -> None:
         self._objects, self._path, self._at = objects, path, 0
-        self._size = int(objects.patiently(lambda: objects.fs.size(path)))
+        self._fetched: list[tuple[int, bytes]] = []
+        self._size = int(objects.patiently(lambda: objects.fs.size(path))) if size is None else size
 
     def size(self) -> int:
         return self._size
@@ -121,7 +189,19 @@ class _PatientFile(io.RawIOBase):
         last = self._size if size is None or size < 0 else min(first + size, self._size)
         if last <= first:
             return b""
+        content = next(
+            (held[first - at : last - at] for at, held in self._fetched if at <= first < at + len(held)), b""
+        )
+        if len(content) < last - first:
+            content = self._range(first, last)
+        self._at = last
+        return content
+
+    def fetch(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Read ranges of bytes that will be asked for."""
+        self._fetched = [(first, self._range(first, last)) for first, last in ranges]
+
+    def _range(self, first: int, last: int) -> bytes:
         fs, path = self._objects.fs, self._path
         content: bytes = self._objects.patiently(lambda: fs.cat_file(path, start=first, end=last))
-        self._at = last
         return content

@@ -105,3 +105,27 @@ def test_size(objects: ObjectStore) -> None:
     assert objects.size("a.bin") == 0
     objects.put("a.bin", b"12345")
     assert objects.size("a.bin") == 5
+
+
+def test_many_objects_come_in_the_order_that_was_asked_for(objects: ObjectStore) -> None:
+    contents = {f"a/{number}.json": b"x" * number for number in range(50)}
+    for key, content in contents.items():
+        objects.put(key, content)
+    for n_keys in (0, 1, 5, 50):  # few and many are read in different ways
+        asked = [*contents][:n_keys][::-1]
+        assert list(objects.get_many(asked)) == [(key, contents[key]) for key in asked]
+        assert list(objects.get_many([*asked, "a/none.json"], missing_ok=True)) == [
+            (key, contents[key]) for key in asked
+        ]
+        with pytest.raises(FileNotFoundError):
+            list(objects.get_many([*asked, "a/none.json"]))
+
+
+def test_sizes_and_folders(objects: ObjectStore) -> None:
+    for key in ("b/2/x.json", "b/1/y.json", "b/1/c/z.json", "b/w.json"):
+        objects.put(key, key.encode())
+    keys = ["b/1/c/z.json", "b/1/y.json", "b/2/x.json", "b/w.json"]
+    assert list(objects.sizes("b").items()) == [(key, len(key)) for key in keys]
+    assert objects.folders("b") == ["1", "2"]
+    assert objects.sizes("nothing") == {}
+    assert objects.folders("nothing") == []
