@@ -13,11 +13,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-import fsspec
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from cliffstore.access import check_url, endpoint_of, fsspec_options, scheme_of
+from cliffstore.access import check_url, endpoint_of, filesystem, scheme_of
 from cliffstore.errors import StoreError
 from cliffstore.store.bulk import WINDOW, fetcher
 from cliffstore.store.patience import is_conflict, log, patiently
@@ -40,7 +39,7 @@ class ObjectStore:
         self.url = check_url(url)
         self.storage_options = dict(storage_options or {})
         try:
-            self.fs, root = fsspec.core.url_to_fs(url, **fsspec_options(url, self.storage_options))
+            self.fs, root = filesystem(url, self.storage_options)
         except (ImportError, ValueError) as error:
             raise StoreError(f"store {url}: scheme {scheme_of(url)!r} cannot be opened: {error}") from None
         limit_retries(self.fs)
