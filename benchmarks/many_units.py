@@ -4,8 +4,8 @@ usage: python benchmarks/many_units.py [--units 20000] [--layers 32] [--rounds 3
 
 The store is made up (tests/made_up_store.py): a plan, whose units have four tiny examples each, a capture, and a
 receipt a unit with the digests of its layers, written by cliffstore's own writers; there are no vectors, for no query
-here reads one. The server is rclone over the same folder. Seconds are medians over `--rounds` processes, from opening the
-store to the last row of the answer, and what of them the process itself computed. Requests are counted in one more
+here reads one. The server is rclone over the same folder. Seconds are medians over `--rounds` processes, from opening
+the store to the last row of the answer, and what of them the process itself computed. Requests are counted in one more
 process each, by a proxy before the server.
 
 Set PYTHONPATH to the checkout where another one is installed.

@@ -16,6 +16,9 @@ from functools import lru_cache
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import fsspec
+from fsspec import AbstractFileSystem
+
 from cliffstore.errors import ConfigError
 
 Options = Mapping[str, object]
@@ -29,6 +32,9 @@ TENSORSTORE_RETRIES = {
 """What tensorstore does by itself; `cliffstore.store.patience` waits for longer."""
 _CHECKSUMS = ("request_checksum_calculation", "response_checksum_validation")
 _DEFAULT_REGION = "us-east-1"
+_S3, _GS, _AZURE = ("s3fs", "s3"), ("gcsfs", "gs"), ("adlfs", "azure")
+_PACKAGES = {"s3": _S3, "s3a": _S3, "gs": _GS, "gcs": _GS, "az": _AZURE, "abfs": _AZURE, "abfss": _AZURE}
+"""Scheme -> the package that fsspec opens it with, and the extra of cliffstore that installs it."""
 
 
 def scheme_of(url: str) -> str:
@@ -89,6 +95,26 @@ def fsspec_options(url: str, options: Options) -> dict[str, object]:
     }
 
 
+def filesystem(url: str, options: Options) -> tuple[AbstractFileSystem, str]:
+    """Return fsspec's file system of a URL, and the path in it.
+
+    Raises
+    ------
+    ConfigError
+        What opens this scheme is not installed; the message says how to install it.
+    """
+    try:
+        fs, path = fsspec.core.url_to_fs(url, **fsspec_options(url, options))
+    except ImportError as error:
+        if scheme_of(url) not in _PACKAGES:
+            raise
+        package, extra = _PACKAGES[scheme_of(url)]
+        raise ConfigError(
+            f"{scheme_of(url)}:// needs {package} ({' '.join(str(error).split())}): pip install 'cliffstore[{extra}]'"
+        ) from None
+    return fs, path
+
+
 def kvstore(url: str, options: Options) -> dict[str, object] | None:
     """Return tensorstore's specification of a URL as a folder of objects, None where it does not speak the scheme."""
     scheme, rest = scheme_of(url), url.partition("://")[2] or url
@@ -98,9 +124,15 @@ def kvstore(url: str, options: Options) -> dict[str, object] | None:
         return {"driver": "file", "path": f"{os.path.abspath(rest)}/"}
     if scheme in ("s3", "s3a"):
         return {"driver": "s3", "bucket": bucket, "path": folder, **_s3(options)}
-    if scheme in ("gs", "gcs"):
+    if scheme in ("gs", "gcs") and not is_only_for_fsspec(url, options):
         return {"driver": "gcs", "bucket": bucket, "path": folder}
     return None
+
+
+def is_only_for_fsspec(url: str, options: Options) -> bool:
+    """Return whether options of Google Storage say what tensorstore cannot be told: it finds credentials by itself."""
+    given = options.get("token") not in (None, "google_default") or bool(options.get("endpoint_url"))
+    return scheme_of(url) in ("gs", "gcs") and given
 
 
 def tensorstore_environment() -> None:

@@ -1,14 +1,18 @@
-"""The settings of an extraction, validated where they enter."""
+"""The settings of an extraction, of the stages behind it and of a whole pipeline, validated where they enter.
+
+Each comes from a YAML file, from options of the command line, which win, or from both.
+"""
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
-from typing import Literal
+from collections.abc import Mapping
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from cliffstore.errors import ConfigError
+from cliffstore.settings import Settings, read_config, read_yaml
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -36,12 +40,23 @@ def parse_ranges(text: str) -> list[range]:
     return ranges
 
 
-class ExtractConfig(BaseModel):
+StorageOptions = dict[str, str | int | bool | None]
+
+
+def _one_is_enough(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+def _split_at_commas(value: object) -> object:
+    return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+
+
+class ExtractConfig(Settings):
     """Everything that `cliffstore extract` can be told. Only `model` and `store` are required."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    corpus: tuple[str, ...] = Field(default=(), description="files, folders or URLs; without any, the store's plans")
+    corpus: Annotated[tuple[str, ...], BeforeValidator(_one_is_enough)] = Field(
+        default=(), description="files, folders or URLs; without any, the store's plans"
+    )
     append: bool = Field(default=False, description="add the corpus to a store that holds others")
     model: str = Field(description="local folder, hub name, or a .gguf file")
     store: str = Field(description="URL or path of the store")
@@ -49,7 +64,7 @@ class ExtractConfig(BaseModel):
     where: str | None = Field(default=None, description="SQL condition over corpus columns")
     limit: int | None = Field(default=None, ge=1)
     layers: str = Field(default="all", description="all, 0-29, or 8,16")
-    sites: tuple[str, ...] = Field(default=("resid_post",))
+    sites: Annotated[tuple[str, ...], BeforeValidator(_split_at_commas)] = ("resid_post",)
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     model_alias: str = "main"
     revision: str | None = None
@@ -59,7 +74,9 @@ class ExtractConfig(BaseModel):
     adapter: str | None = Field(default=None, description="PEFT adapter over the model: local folder or hub name")
     gpus_per_actor: int = Field(default=1, ge=1, description="GPUs that one copy of the model is spread over")
     positions: str = Field(default="all", description="all, decision, think, last:N, stride:K, joined by commas")
-    probe: tuple[str, ...] = Field(default=(), description="score with these probes and store no activation")
+    probe: Annotated[tuple[str, ...], BeforeValidator(_one_is_enough)] = Field(
+        default=(), description="score with these probes and store no activation"
+    )
     passes: Literal["auto", "tree", "padded"] = "auto"
     pass_tokens: int | None = Field(default=None, ge=1, description="tokens of one forward pass")
     unit_rows: int | None = Field(default=None, ge=256, description="rows of a unit; default: about 1 GiB of vectors")
@@ -71,7 +88,11 @@ class ExtractConfig(BaseModel):
     think_close: str | None = None
     template_date: str = Field(default="2024-07-26", pattern=r"^\d{4}-\d{2}-\d{2}$")
     allow_nonfinite: bool = False
-    storage_options: dict[str, str | int | bool | None] = Field(default_factory=dict)
+    storage_options: StorageOptions = Field(default_factory=dict)
+
+    @classmethod
+    def way_out(cls, option: str) -> str:
+        return f"say --{option}"
 
     @field_validator("model_alias")
     @classmethod
@@ -79,45 +100,135 @@ class ExtractConfig(BaseModel):
         return check_name(value, "model alias")
 
 
-def load_config(path: str | None, overrides: dict[str, object]) -> ExtractConfig:
-    """Join a YAML file (optional) with overrides (None means "not given") into a configuration.
+class StoreConfig(Settings):
+    """What every stage behind extraction is told."""
 
-    Raises
-    ------
-    ConfigError
-        The file is missing or malformed, or a value is of the wrong kind; the message names the option.
-    """
-    values: dict[str, object] = {}
-    if path is not None:
-        values.update(_read_yaml(path))
-    values.update({name: value for name, value in overrides.items() if value is not None})
-    try:
-        return ExtractConfig.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        option = ".".join(str(part) for part in first["loc"]).replace("_", "-") or "configuration"
-        if first["type"] == "missing":
-            raise ConfigError(
-                f"{option} is not given: say {'CORPUS...' if option == 'corpus' else f'--{option}'}"
-            ) from None
-        given = first.get("input")
-        shown = f" (got {given!r})" if isinstance(given, str | int | float) else ""
-        raise ConfigError(f"option {option}: {first['msg']}{shown}") from None
+    store: str = Field(description="URL or path of the store")
+    storage_options: StorageOptions = Field(default_factory=dict)
 
 
-def _read_yaml(path: str) -> dict[str, object]:
-    import yaml
+class ProbeConfig(StoreConfig):
+    """Everything that `cliffstore probe fit` can be told."""
 
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"configuration file {path}: {error.strerror or error}") from None
-    try:
-        loaded = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"configuration file {path} is not YAML: {' '.join(str(error).split())}") from None
-    if loaded is None:
-        return {}
-    if not isinstance(loaded, dict):
-        raise ConfigError(f"configuration file {path} must hold option: value pairs, found {type(loaded).__name__}")
-    return {str(key).replace("-", "_"): value for key, value in loaded.items()}
+    name: str
+    label: str = Field(default="label", description="column of examples, or SQL expression")
+    positive: str | None = None
+    site: str = "resid_post"
+    layers: str = "all"
+    model: str | None = Field(default=None, description="model alias, where the store has several")
+    where: str | None = None
+    test_where: str | None = None
+    c: float = Field(default=1.0, ge=1e-9)
+    seed: int = Field(default=0, ge=0)
+    replace: bool = False
+
+
+class ScoreConfig(StoreConfig):
+    """Everything that `cliffstore score` can be told."""
+
+    probe: str
+
+
+class SelectConfig(StoreConfig):
+    """Everything that `cliffstore select` can be told."""
+
+    name: str
+    top: str = Field(description="a number such as 700, or a share such as 1.7%")
+    strategy: str = "cliff"
+    probe: str | None = None
+    where: str | None = None
+    replace: bool = False
+
+
+class CliffConfig(StoreConfig):
+    """Everything that `cliffstore cliff` can be told; with `select`, a selection is made of what was ranked."""
+
+    probe: str
+    top: int = Field(default=20, ge=1, description="examples to show")
+    select: SelectConfig | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _hand_down(cls, given: object) -> object:
+        if not isinstance(given, Mapping) or given.get("select") is None:
+            return given
+        return {**given, "select": _inherit(given, "select", given, probe=given.get("probe"))}
+
+
+class ExportConfig(StoreConfig):
+    """Everything that `cliffstore export` can be told."""
+
+    selection: str
+    output: str = Field(description="folder, or file that ends in .parquet; path or URL")
+    output_options: StorageOptions | None = Field(
+        default=None, description="storage options of the output; default: the store's where both have one scheme"
+    )
+    format: str = "messages"
+    target_column: str = "response"
+    target_text: str | None = None
+
+
+class PipelineConfig(StoreConfig):
+    """A run from corpus to training set. Sections take `store` and `storage_options`, and names, from one another."""
+
+    extract: ExtractConfig
+    probe: ProbeConfig
+    score: ScoreConfig
+    cliff: CliffConfig
+    select: SelectConfig
+    export: ExportConfig
+
+    @classmethod
+    def way_out(cls, option: str) -> str:
+        return "add it to the configuration" if option == "store" else f"add a section `{option}`"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _hand_down(cls, given: object) -> object:
+        if not isinstance(given, Mapping):
+            return given
+        probe, selection = _named(given, "probe"), _named(given, "select")
+        given = {"score": None, "cliff": None, **given}  # they have nothing to say but the probe's name
+        return {
+            **given,
+            **{
+                section: _inherit(given, section, given, **names)
+                for section, names in (
+                    ("extract", {}),
+                    ("probe", {}),
+                    ("score", {"probe": probe}),
+                    ("cliff", {"probe": probe}),
+                    ("select", {"probe": probe}),
+                    ("export", {"selection": selection}),
+                )
+                if section in given
+            },
+        }
+
+
+def _named(given: Mapping[str, object], section: str) -> object:
+    found = given.get(section)
+    return found.get("name") if isinstance(found, Mapping) else None
+
+
+def _inherit(given: Mapping[str, object], section: str, shared: Mapping[str, object], **names: object) -> object:
+    """Return a section with what it has from outside; an empty one is a mapping too."""
+    found = {} if given[section] is None else given[section]
+    if not isinstance(found, Mapping):
+        return found
+    for name in ("store", "storage_options"):
+        if name in found:
+            raise ValueError(f"{section}.{name}: say it once, outside the section")
+    handed = {name: shared[name] for name in ("store", "storage_options") if name in shared}
+    return {**{name: value for name, value in names.items() if value is not None}, **found, **handed}
+
+
+def read_storage_options(path: str | None) -> StorageOptions:
+    """Return the storage options that a YAML file of any stage or pipeline has. Errors as for `read_config`."""
+    given = read_yaml(path).get("storage_options", {}) if path is not None else {}
+    return read_config(StoreConfig, None, {"store": "", "storage_options": given}).storage_options
+
+
+def load_config(path: str | None, overrides: Mapping[str, object]) -> ExtractConfig:
+    """Return the configuration of an extraction. Errors as for `read_config`."""
+    return read_config(ExtractConfig, path, overrides)

@@ -259,6 +259,7 @@ class ProbeDocument(Document):
     shuffled_auroc: float = Field(description="mean validation AUROC over fits on shuffled labels; .5 is expected")
     layers: list[LayerMetrics]
     digest: str = Field(description="sha256 of w and b")
+    inputs: str = Field(description="sha256 over settings, captures, and rows and labels of all examples used")
     file_digest: str = Field(description="sha256 of the bytes of probe.safetensors")
     cliffstore_version: str
 
@@ -269,7 +270,9 @@ class CliffsDocument(Document):
     probe: str
     probe_digest: str
     capture: str
+    scores: str = Field(description="sha256 over the digests of the scores that they were made from")
     examples: int
+    partial_thinking: int = Field(description="examples whose plateau is that of a part of their thinking")
     digest: str = Field(description="sha256 of the table's bytes")
     cliffstore_version: str
 

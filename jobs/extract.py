@@ -1,17 +1,14 @@
-"""`ray job submit --working-dir . -- python -m jobs.extract CORPUS... --model M --store URL`
+"""`ray job submit --working-dir . -- python -m jobs.extract CONFIG.yaml [--layers 8-20 ...]`
 
-The same options as `cliffstore extract`. The executor is Ray unless `--executor` says otherwise; the exit code is the
-job's status.
+The same options as `cliffstore extract`; `CORPUS... --model M --store URL` in place of a file works too. Units run on
+the cluster that the job runs on, unless `executor` says otherwise.
 """
 
 from __future__ import annotations
 
 import sys
 
-from cliffstore.cli.main import main
+from jobs.entry import run
 
 if __name__ == "__main__":
-    arguments = sys.argv[1:]
-    if "--executor" not in arguments:
-        arguments += ["--executor", "ray"]
-    sys.exit(main(["extract", *arguments]))
+    sys.exit(run("extract"))

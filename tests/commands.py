@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,9 +31,14 @@ class Result:
 
 def run_cli(*arguments: str | Path) -> Result:
     """Run one command in this process."""
+    return captured(lambda: main([str(argument) for argument in arguments]))
+
+
+def captured(act: Callable[[], int]) -> Result:
+    """Do something that prints and returns an exit code."""
     out, err = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
-        code = main([str(argument) for argument in arguments])
+        code = act()
     return Result(code, out.buffer.getvalue(), err.getvalue())
 
 

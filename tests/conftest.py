@@ -1,15 +1,21 @@
-"""Fixtures that several tests share: the real small model, a store extracted with it."""
+"""Fixtures that several tests share: the real small model, a tiny one, servers of object storage.
+
+Two processes of pytest run at once (`make test`), each with whole files of tests. What they could both make at the same
+moment is made under a lock, or once in each.
+"""
 
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import servers
-from hypothesis import settings
+from filelock import FileLock
+from hypothesis import HealthCheck, settings
 from servers import Storage
 
 if TYPE_CHECKING:
@@ -17,12 +23,22 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Before torch is imported: a second thread gains nothing on a tiny model, and waits where other work has the cores.
+for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(name, "1")
 
 # Other work on the machine must not fail a test: no deadlines.
-settings.register_profile("cliffstore", deadline=None)
+settings.register_profile("cliffstore", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("cliffstore")
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cliffstore.run.executor.available_cpus", lambda: 1)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +47,8 @@ def smollm2() -> str:
     from cliffstore.model.gguf import converted
     from cliffstore.run.demo import shipped_model
 
-    return str(converted(shipped_model(), print))
+    with FileLock(Path(tempfile.gettempdir()) / f"cliffstore-tests-{os.getuid()}.lock"):
+        return str(converted(shipped_model(), print))
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ def make_probe(
         name=name, kind="logistic", alias=capture.alias, capture=capture.capture, model=capture.model,
         dtype=capture.dtype, site=site, layer=layer, positions="decision", label="label", positive="1", where=None,
         test_where=None, seed=seed, c=1.0, n_train=1, n_validation=1, n_test=0, shuffled_auroc=0.5, layers=[metrics],
-        digest=weights.digest, file_digest=weights.file_digest, cliffstore_version="0",
+        digest=weights.digest, inputs="", file_digest=weights.file_digest, cliffstore_version="0",
     )  # fmt: skip
     return document.model_copy(update=changes), weights
 

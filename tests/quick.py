@@ -17,10 +17,9 @@ if TYPE_CHECKING:
 
 @contextmanager
 def quick_runs() -> Iterator[None]:
-    """Read and digest each tokenizer once, and compute on one thread.
+    """Read and digest each tokenizer once, and plan in this process.
 
-    A second thread gains nothing on a tiny model, and waits where other work has the cores. Not for tests that change
-    a tokenizer in its folder.
+    Not for tests that change a tokenizer in its folder.
     """
     from cliffstore.run import planning, rendering
 
@@ -36,6 +35,5 @@ def quick_runs() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rendering, "load_tokenizer", load_once)
         patch.setattr(planning, "tokenizer_digest", lru_cache(planning.tokenizer_digest))
-        patch.setattr("cliffstore.run.executor.available_cpus", lambda: 1)
         patch.setattr(planning, "available_cpus", lambda: 1)
         yield

@@ -14,6 +14,7 @@ from quick import quick_runs
 from stores import VOLATILE, assert_equal_stores
 
 from cliffstore.run.origins import Origins
+from cliffstore.run.progress import PIECE, Piece
 from cliffstore.run.repair import RepairReport, repair_store
 from cliffstore.run.verification import verify
 from cliffstore.schema import Receipt
@@ -36,13 +37,13 @@ class Silent:
     def stage(self, text: str) -> None:
         self.told.append(text)
 
-    def notice(self, text: str) -> None:
+    def notice(self, text: str, event: str = "notice") -> None:
         self.told.append(text)
 
     def begin(self, what: str, total: int, done: int = 0) -> None:
         pass
 
-    def advance(self, detail: str = "") -> None:
+    def advance(self, piece: Piece = PIECE) -> None:
         pass
 
     def end(self) -> None:

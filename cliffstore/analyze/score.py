@@ -12,7 +12,8 @@ from cliffstore.store.probes import ProbeWeights, read_probe
 from cliffstore.store.reader import StoreReader
 from cliffstore.store.scores import COLUMNS, ProbeKey, scored_units, write_unit_scores
 
-Advance = Callable[[str], None]
+Advance = Callable[[int], None]
+"""Called with the tokens of a unit that has its scores now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +57,9 @@ def score_units(
     begin(len(pending))
     tokens = 0
     for unit in pending:
-        tokens += _score_unit(reader, document, weights, spec, unit)
-        advance("")
+        scored_now = _score_unit(reader, document, weights, spec, unit)
+        tokens += scored_now
+        advance(scored_now)
     done_before = len(scored & planned)
     return ScoreReport(probe, len(pending), done_before, len(planned - scored - extracted), tokens)
 

@@ -7,9 +7,21 @@ from typing import Annotated
 
 import typer
 
-from cliffstore.cli.output import Json, StoreUrl, print_json, print_lines, print_table
+from cliffstore.cli.output import (
+    Config,
+    Json,
+    MaybeStoreUrl,
+    OptionsFrom,
+    StoreUrl,
+    describe_selection,
+    open_store,
+    open_to_read,
+    print_json,
+    print_lines,
+    print_table,
+)
 
-Probe = Annotated[str, typer.Option("--probe", help="Name of a probe.")]
+Probe = Annotated[str | None, typer.Option("--probe", help="Name of a probe.")]
 Name = Annotated[str, typer.Option("--name", help="Name of the probe.")]
 
 TOP_CLIFFS = """
@@ -32,57 +44,54 @@ def add_to(app: typer.Typer) -> None:
 
 
 def fit(
-    store: StoreUrl,
-    name: Name,
-    label: Annotated[str, typer.Option(help="Column of examples, or SQL expression.")] = "label",
+    store: MaybeStoreUrl = None,
+    config: Config = None,
+    name: Annotated[str | None, typer.Option("--name", help="Name of the probe.")] = None,
+    label: Annotated[str | None, typer.Option(help="Column of examples, or SQL expression. Default: label.")] = None,
     positive: Annotated[
         str | None, typer.Option(help="Value of the positive class; needed unless 0/1 or true/false.")
     ] = None,
-    site: Annotated[str, typer.Option(help="Site to read.")] = "resid_post",
-    layers: Annotated[str, typer.Option(help="all, 0-29, or 8,16.")] = "all",
+    site: Annotated[str | None, typer.Option(help="Site to read. Default: resid_post.")] = None,
+    layers: Annotated[str | None, typer.Option(help="all, 0-29, or 8,16. Default: all.")] = None,
     model: Annotated[str | None, typer.Option(help="Model alias, where the store has several.")] = None,
     where: Annotated[str | None, typer.Option(help="SQL condition: which examples to fit and validate on.")] = None,
     test_where: Annotated[str | None, typer.Option(help="SQL condition: an unseen data set to test on.")] = None,
-    c: Annotated[float, typer.Option("--c", min=1e-9, help="Inverse strength of the L2 penalty.")] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the split.")] = 0,
+    c: Annotated[
+        float | None, typer.Option("--c", min=1e-9, help="Inverse strength of the L2 penalty. Default: 1.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the split. Default: 0.")] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Replace a probe of that name.")] = False,
     json: Json = False,
 ) -> None:
-    from cliffstore.run.progress import choose_reporter
-    from cliffstore.run.store import Store
+    from cliffstore.config import ProbeConfig
+    from cliffstore.run.pipeline import IN_STORE, describe_probe
+    from cliffstore.settings import read_config
 
-    with Store(store, reporter=choose_reporter()) as opened:
-        document = opened.fit_probe(
-            name,
-            replace=replace,
-            label=label,
-            positive=positive,
-            site=site,
-            layers=layers,
-            model=model,
-            where=where,
-            test_where=test_where,
-            c=c,
-            seed=seed,
-        )
+    given = {
+        "store": store,
+        "name": name,
+        "label": label,
+        "positive": positive,
+        "site": site,
+        "layers": layers,
+        "model": model,
+        "where": where,
+        "test_where": test_where,
+        "c": c,
+        "seed": seed,
+        "replace": replace or None,
+    }
+    settings = read_config(ProbeConfig, config, given)
+    with open_store(settings) as opened:
+        document = opened.fit_probe(**settings.model_dump(exclude=IN_STORE))
     if json:
         print_json(document.model_dump(mode="json"))
-        return
-    chosen = next(metrics for metrics in document.layers if metrics.layer == document.layer)
-    test = (
-        "" if chosen.test_auroc is None else f"; unseen test AUROC {chosen.test_auroc:.4f} ({document.n_test} examples)"
-    )
-    print(
-        f"probe {document.name}: {document.site} layer {document.layer} of {len(document.layers)} layers tried, "
-        f"validation AUROC {chosen.auroc:.4f} ({document.n_train} train, {document.n_validation} validation){test}; "
-        f"shuffled labels {document.shuffled_auroc:.3f}"
-    )
+    else:
+        print(f"probe {describe_probe(document)}")
 
 
-def list_all(store: StoreUrl, json: Json = False) -> None:
-    from cliffstore.run.store import Store
-
-    with Store(store) as opened:
+def list_all(store: StoreUrl, config: OptionsFrom = None, json: Json = False) -> None:
+    with open_to_read(store, config) as opened:
         table = opened.catalog.arrow("SELECT * EXCLUDE (digest) FROM probes ORDER BY probe")
     if json:
         print_json(table.to_pylist())
@@ -90,11 +99,10 @@ def list_all(store: StoreUrl, json: Json = False) -> None:
         print_table(table.column_names, [list(row.values()) for row in table.to_pylist()])
 
 
-def show(store: StoreUrl, name: Name, json: Json = False) -> None:
-    from cliffstore.run.store import Store
+def show(store: StoreUrl, name: Name, config: OptionsFrom = None, json: Json = False) -> None:
     from cliffstore.store.probes import read_probe
 
-    with Store(store) as opened:
+    with open_to_read(store, config) as opened:
         document, _ = read_probe(opened.reader.objects, name)
     if json:
         print_json(document.model_dump(mode="json"))
@@ -107,34 +115,44 @@ def show(store: StoreUrl, name: Name, json: Json = False) -> None:
     )
 
 
-def score(store: StoreUrl, probe: Probe, json: Json = False) -> None:
-    from cliffstore.run.progress import choose_reporter
-    from cliffstore.run.store import Store
+def score(store: MaybeStoreUrl = None, config: Config = None, probe: Probe = None, json: Json = False) -> None:
+    from cliffstore.config import ScoreConfig
+    from cliffstore.settings import read_config
 
-    with Store(store, reporter=choose_reporter()) as opened:
-        report = opened.score(probe)
+    settings = read_config(ScoreConfig, config, {"store": store, "probe": probe})
+    with open_store(settings) as opened:
+        report = opened.score(settings.probe)
     if json:
         print_json(asdict(report))
     else:
         print(
-            f"probe {probe}: {report.tokens:,} tokens of {report.units} units scored now, "
+            f"probe {settings.probe}: {report.tokens:,} tokens of {report.units} units scored now, "
             f"{report.units_done_before} units had scores"
         )
 
 
 def cliff(
-    store: StoreUrl,
-    probe: Probe,
-    top: Annotated[int, typer.Option(min=1, help="Examples to show.")] = 20,
+    store: MaybeStoreUrl = None,
+    config: Config = None,
+    probe: Probe = None,
+    top: Annotated[int | None, typer.Option(min=1, help="Examples to show. Default: 20.")] = None,
     json: Json = False,
 ) -> None:
-    from cliffstore.run.progress import choose_reporter
-    from cliffstore.run.store import Store
+    from cliffstore.config import CliffConfig
+    from cliffstore.run.pipeline import check_selection, select_in
+    from cliffstore.settings import read_config
 
-    with Store(store, reporter=choose_reporter()) as opened:
-        report = opened.cliff(probe)
-        table = opened.catalog.arrow(TOP_CLIFFS, [probe, top, None])
+    settings = read_config(CliffConfig, config, {"store": store, "probe": probe, "top": top})
+    if settings.select is not None:
+        check_selection(settings.select, "select.")
+    with open_store(settings) as opened:
+        report = opened.cliff(settings.probe)
+        table = opened.catalog.arrow(TOP_CLIFFS, [settings.probe, settings.top, None])
+        selected = select_in(opened, settings.select) if settings.select is not None else None
     if json:
-        print_json({**asdict(report), "top": table.to_pylist()})
+        selection = {"select": asdict(selected)} if selected is not None else {}
+        print_json({**asdict(report), "top": table.to_pylist(), **selection})
         return
     print_table(table.column_names, [list(row.values()) for row in table.to_pylist()])
+    if selected is not None:
+        print(f"\n{describe_selection(selected)}")

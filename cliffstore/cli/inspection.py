@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cliffstore.cli.output import Json, StoreUrl, print_json, print_lines, print_table
+from cliffstore.cli.output import Json, OptionsFrom, StoreUrl, open_to_read, print_json, print_lines, print_table
 from cliffstore.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -28,10 +28,8 @@ def add_to(app: typer.Typer) -> None:
     app.command(name="verify", help=_VERIFY)(verify)
 
 
-def info(store: StoreUrl, json: Json = False) -> None:
-    from cliffstore.run.store import Store
-
-    with Store(store) as opened:
+def info(store: StoreUrl, config: OptionsFrom = None, json: Json = False) -> None:
+    with open_to_read(store, config) as opened:
         found = opened.info()
     if json:
         print_json(found)
@@ -66,8 +64,10 @@ def verify(
     allow_nonfinite: Annotated[
         bool, typer.Option("--allow-nonfinite", help="With --repair: store NaN and Inf instead of failing.")
     ] = False,
+    config: OptionsFrom = None,
     json: Json = False,
 ) -> None:
+    from cliffstore.config import read_storage_options
     from cliffstore.run.progress import choose_reporter
     from cliffstore.run.verification import verify as verify_all
     from cliffstore.store.objects import ObjectStore
@@ -75,7 +75,7 @@ def verify(
     _check_options(
         repair, sample, seed, model=model, adapter=adapter, corpus=corpus, allow_nonfinite=allow_nonfinite or None
     )
-    objects, reporter = ObjectStore(store), choose_reporter()
+    objects, reporter = ObjectStore(store, read_storage_options(config)), choose_reporter()
     if not repair:
         report = verify_all(objects, reporter, sample=sample, seed=seed)
         _print(report, json)

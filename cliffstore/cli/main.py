@@ -15,8 +15,10 @@ import typer
 from typer.exceptions import TyperException
 
 from cliffstore import __version__
-from cliffstore.cli import analysis, demo, extraction, inspection, publication, query
+from cliffstore.cli import analysis, demo, extraction, inspection, pipeline, publication, query
 from cliffstore.errors import CliffstoreError
+from cliffstore.run.events import emit
+from cliffstore.run.progress import wants_events
 
 app = typer.Typer(
     name="cliffstore",
@@ -25,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=True,
 )
-for module in (demo, extraction, inspection, query, analysis, publication):
+for module in (demo, extraction, inspection, query, analysis, publication, pipeline):
     module.add_to(app)
 
 
@@ -48,34 +50,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
-        given = list(sys.argv[1:] if arguments is None else arguments)
-        result = app(args=given or ["--help"], standalone_mode=False)
-        return result if isinstance(result, int) else 0
-    except CliffstoreError as error:
-        _say(str(error))
-        return error.exit_code
-    except typer.Exit as stop:
-        return stop.exit_code
-    except OSError as error:
-        _say(f"{type(error).__name__}: {error}")
-        return 1
-    except (KeyboardInterrupt, typer.Abort):
-        _say("interrupted")
-        return 130
-    except TyperException as error:
-        _say(error.format_message())
-        return 2
+        code, message = _run(list(sys.argv[1:] if arguments is None else arguments))
     finally:
         signal.signal(signal.SIGTERM, previous)
+    message = message and " ".join(message.split())
+    if message:
+        print(f"error: {message}", file=sys.stderr)
+    if wants_events():
+        emit("exit", exit_code=code, text=message)
+    return code
+
+
+def _run(arguments: list[str]) -> tuple[int, str | None]:
+    """Return exit code and, where something is wrong, what it is."""
+    try:
+        result = app(args=arguments or ["--help"], standalone_mode=False)
+        return result if isinstance(result, int) else 0, None
+    except CliffstoreError as error:
+        return error.exit_code, str(error)
+    except typer.Exit as stop:
+        return stop.exit_code, None
+    except OSError as error:
+        return 1, f"{type(error).__name__}: {error}"
+    except (KeyboardInterrupt, typer.Abort):
+        return 130, "interrupted"
+    except TyperException as error:
+        return 2, error.format_message()
 
 
 def run() -> None:
     """Entry point of the console script."""
     sys.exit(main())
-
-
-def _say(message: str) -> None:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
 
 
 def _terminate(_signal: int, _frame: object) -> None:

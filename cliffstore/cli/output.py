@@ -6,18 +6,56 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+if TYPE_CHECKING:
+    from cliffstore.config import StoreConfig
+    from cliffstore.publish.selection import SelectionReport
+    from cliffstore.run.store import Store
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Config = Annotated[
+    str | None, typer.Option("--config", help="YAML file with any of these options; the command line wins.")
+]
+OptionsFrom = Annotated[
+    str | None,
+    typer.Option("--config", help="YAML file with storage_options, such as a pipeline's; the rest is not read."),
+]
+MaybeStoreUrl = Annotated[str | None, typer.Argument(metavar="STORE", help="Path or URL of a store.")]
+"""For commands that take it from `--config` too."""
 StoreUrl = Annotated[str, typer.Argument(metavar="STORE", help="Path or URL of a store.")]
 
 _WIDEST_CELL = 60
 _WIDEST_LINE = 10_000
+
+
+def open_store(settings: StoreConfig) -> Store:
+    """Open the store that settings name, with a reporter that fits where the command runs."""
+    from cliffstore.run.progress import choose_reporter
+    from cliffstore.run.store import Store
+
+    return Store(settings.store, settings.storage_options, choose_reporter())
+
+
+def open_to_read(store: str, config: str | None) -> Store:
+    """Open a store with the storage options that a YAML file has."""
+    from cliffstore.config import StoreConfig, read_storage_options
+
+    return open_store(StoreConfig(store=store, storage_options=read_storage_options(config)))
+
+
+def describe_selection(report: SelectionReport) -> str:
+    """Return the figures of a selection, for people."""
+    unranked = f", {report.not_ranked} more have no cliff" if report.not_ranked else ""
+    return (
+        f"selection {report.name}: {report.chosen} of {report.candidates} examples by {report.strategy} of probe "
+        f"{report.probe} (lowest {report.lowest:.3f}{unranked})"
+    )
 
 
 def print_json(value: object) -> None:

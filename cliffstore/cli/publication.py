@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cliffstore.cli.output import Json, StoreUrl, print_json
+from cliffstore.cli.output import Config, Json, MaybeStoreUrl, describe_selection, open_store, print_json
 
 
 def add_to(app: typer.Typer) -> None:
@@ -17,44 +17,67 @@ def add_to(app: typer.Typer) -> None:
 
 
 def select(
-    store: StoreUrl,
-    name: Annotated[str, typer.Option("--name", help="Name of the selection.")],
-    top: Annotated[str, typer.Option(help="A number such as 700, or a share such as 1.7%.")],
-    strategy: Annotated[str, typer.Option(help="cliff.")] = "cliff",
+    store: MaybeStoreUrl = None,
+    config: Config = None,
+    name: Annotated[str | None, typer.Option("--name", help="Name of the selection.")] = None,
+    top: Annotated[str | None, typer.Option(help="A number such as 700, or a share such as 1.7%.")] = None,
+    strategy: Annotated[str | None, typer.Option(help="cliff.")] = None,
     probe: Annotated[str | None, typer.Option(help="Probe, where several have cliffs.")] = None,
     where: Annotated[str | None, typer.Option(help="SQL condition over examples.")] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Replace a selection of that name.")] = False,
     json: Json = False,
 ) -> None:
-    from cliffstore.run.progress import choose_reporter
-    from cliffstore.run.store import Store
+    from cliffstore.config import SelectConfig
+    from cliffstore.run.pipeline import select_in
+    from cliffstore.settings import read_config
 
-    with Store(store, reporter=choose_reporter()) as opened:
-        report = opened.select(name, top=top, probe=probe, strategy=strategy, where=where, replace=replace)
+    given = {
+        "store": store,
+        "name": name,
+        "top": top,
+        "strategy": strategy,
+        "probe": probe,
+        "where": where,
+        "replace": replace or None,
+    }
+    settings = read_config(SelectConfig, config, given)
+    with open_store(settings) as opened:
+        report = select_in(opened, settings)
     if json:
         print_json(asdict(report))
-        return
-    unranked = f", {report.not_ranked} more have no cliff" if report.not_ranked else ""
-    print(
-        f"selection {name}: {report.chosen} of {report.candidates} examples by {report.strategy} of probe "
-        f"{report.probe} (lowest {report.lowest:.3f}{unranked})"
-    )
+    else:
+        print(describe_selection(report))
 
 
 def export(
-    store: StoreUrl,
-    selection: Annotated[str, typer.Option(help="Name of a selection.")],
-    output: Annotated[str, typer.Option("-o", "--output", help="Folder, or file that ends in .parquet; path or URL.")],
-    format: Annotated[str, typer.Option(help="messages.")] = "messages",
-    target_column: Annotated[str, typer.Option(help="Column with the answer to learn.")] = "response",
+    store: MaybeStoreUrl = None,
+    config: Config = None,
+    selection: Annotated[str | None, typer.Option(help="Name of a selection.")] = None,
+    output: Annotated[
+        str | None, typer.Option("-o", "--output", help="Folder, or file that ends in .parquet; path or URL.")
+    ] = None,
+    format: Annotated[str | None, typer.Option(help="messages.")] = None,
+    target_column: Annotated[
+        str | None, typer.Option(help="Column with the answer to learn. Default: response.")
+    ] = None,
     target_text: Annotated[str | None, typer.Option(help="One answer to learn for all examples.")] = None,
     json: Json = False,
 ) -> None:
-    from cliffstore.run.progress import choose_reporter
-    from cliffstore.run.store import Store
+    from cliffstore.config import ExportConfig
+    from cliffstore.run.pipeline import IN_STORE
+    from cliffstore.settings import read_config
 
-    with Store(store, reporter=choose_reporter()) as opened:
-        report = opened.export(selection, output, format=format, target_column=target_column, target_text=target_text)
+    given = {
+        "store": store,
+        "selection": selection,
+        "output": output,
+        "format": format,
+        "target_column": target_column,
+        "target_text": target_text,
+    }
+    settings = read_config(ExportConfig, config, given)
+    with open_store(settings) as opened:
+        report = opened.export(**settings.model_dump(exclude=IN_STORE))
     if json:
         print_json(asdict(report))
         return

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cliffstore.cli.output import Json, StoreUrl, print_json, print_table, to_json
+from cliffstore.cli.output import Json, OptionsFrom, StoreUrl, open_to_read, print_json, print_table, to_json
 from cliffstore.errors import QueryError
 
 if TYPE_CHECKING:
@@ -32,15 +32,14 @@ def sql(
     statement: Annotated[str, typer.Argument(help="One SQL statement.")],
     format: Annotated[str, typer.Option(help="table, csv, json, parquet.")] = "table",
     output: Annotated[str | None, typer.Option("-o", "--output", help="Write to a file.")] = None,
+    config: OptionsFrom = None,
     json: Json = False,
 ) -> None:
-    from cliffstore.run.store import Store
-
     if json:
         format = "json"
     if format not in FORMATS:
         raise QueryError(f"format {format!r} is not known: choose from {', '.join(FORMATS)}")
-    with Store(store) as opened:
+    with open_to_read(store, config) as opened:
         table = opened.catalog.arrow(statement)
     if output is None and format == "table":
         print_table(table.column_names, [list(row.values()) for row in table.to_pylist()])

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pa_parquet
 
-from cliffstore.access import fsspec_options
+from cliffstore.access import filesystem, fsspec_options
 from cliffstore.errors import CorpusError
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def _filesystem(url: str, options: Mapping[str, object]) -> tuple[_FileSystem, s
     """Open the URL's filesystem. Storage options are meant for remote ones; a local path gets none."""
     is_remote = "://" in url and not url.startswith("file://")
     try:
-        fs, path = fsspec.core.url_to_fs(url, **(fsspec_options(url, options) if is_remote else {}))
+        fs, path = filesystem(url, options if is_remote else {})
     except ValueError as error:
         raise CorpusError(f"cannot read {url}: {_one_line(error)}") from error
     return fs, path

@@ -39,8 +39,11 @@ def converted(gguf: Path, notice: Callable[[str], None]) -> Path:
     try:
         notice(f"unpacking {gguf.name} into {target}, once")
         _convert(gguf, staging)
-        if not target.exists():
+        try:
             os.replace(staging, target)
+        except OSError:  # another process was first: a folder does not replace one that holds something
+            if not (target / "config.json").is_file():
+                raise
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return target

@@ -92,7 +92,7 @@ def export_selection(
     content = tables.encode(table, provenance)
     folder, data_name, card_name = _places(output)
     target = ObjectStore(folder, storage_options)
-    target.put(data_name, content)
+    target.put_if_new(data_name, content)
     digest = hashlib.sha256(content).hexdigest()
     facts = CardFacts(
         selection=selection,
@@ -109,7 +109,7 @@ def export_selection(
         data_file=data_name,
         version=__version__,
     )
-    target.put(card_name, dataset_card(facts).encode())
+    target.put_if_new(card_name, dataset_card(facts).encode())
     return ExportReport(f"{folder}/{data_name}", f"{folder}/{card_name}", len(rows), facts.without_target, digest)
 
 

@@ -31,7 +31,12 @@ class UnitOutcome:
 
 
 OnDone = Callable[[UnitOutcome], None]
-OnNotice = Callable[[str], None]
+
+
+class OnNotice(Protocol):
+    """Called with what the user must know; `event` names its kind for machines."""
+
+    def __call__(self, text: str, event: str = "notice") -> None: ...
 
 
 class Executor(Protocol):

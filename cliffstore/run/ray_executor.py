@@ -1,5 +1,5 @@
-"""Units on a Ray cluster: the actor around a worker, and what the cluster has room for. `ray_pool` works with them;
-no other module imports ray.
+"""Units on a Ray cluster: the actor around a worker, and what the cluster has room for. `ray_pool` works with them,
+`ray_metrics` counts; no other module imports ray.
 
 Only the worker's spec, the job and unit numbers travel through Ray; corpora and vectors go between a worker and the
 store.
@@ -8,6 +8,8 @@ store.
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -18,6 +20,7 @@ from cliffstore.extract.calibration import CorpusShape, PassWish
 from cliffstore.extract.job import Job, Prepared, WorkerSpec
 from cliffstore.extract.unit import UnitWorker
 from cliffstore.run.executor import IN_FLIGHT, OnDone, OnNotice, UnitOutcome, run_unit
+from cliffstore.run.ray_metrics import RunMetrics
 from cliffstore.run.ray_pool import Actor, RayPool, result_of
 from cliffstore.schema import UnitError
 from cliffstore.store import receipts
@@ -89,7 +92,13 @@ class RayExecutor:
         def record(outcome: UnitOutcome, attempt: int, worker: str) -> None:
             _record_death(job, outcome, attempt, worker)
 
-        pool = RayPool(self._actors[0], self._actor, self._wanted, ray.put(job), on_done, on_notice, record)
+        metrics = RunMetrics(job, len(units))
+
+        def done(outcome: UnitOutcome) -> None:
+            metrics.take(outcome)
+            on_done(outcome)
+
+        pool = RayPool(self._actors[0], self._actor, self._wanted, ray.put(job), done, on_notice, record)
         try:
             pool.run(units)
         except KeyboardInterrupt:
@@ -174,6 +183,7 @@ def share_out(nodes: Sequence[dict[str, object]], actors: int | None, gpus_per_a
 
 
 def _connect() -> None:
+    on_terminate = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
             address=os.environ.get("RAY_ADDRESS"), log_to_driver=False, include_dashboard=False, logging_level="ERROR"
@@ -181,3 +191,7 @@ def _connect() -> None:
     except (ConnectionError, ValueError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0][:300]
         raise ConfigError(f"Ray at {os.environ.get('RAY_ADDRESS', 'this machine')}: {first}") from None
+    finally:
+        # Ray takes the signal for itself and would end the driver at once: a job that is stopped says what is stored.
+        if callable(on_terminate) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_terminate)

@@ -206,7 +206,7 @@ class RayPool:
         tasks = list(member.running.values())
         units = ", ".join(str(task.unit) for task in tasks)
         reason = reason_of(error)
-        self._on_notice(f"worker {member.name} was lost ({reason}); back in the queue: units {units}")
+        self._on_notice(f"worker {member.name} was lost ({reason}); back in the queue: units {units}", "worker_lost")
         its_node_died = "node" in reason.lower() and "died" in reason.lower()
         for task in tasks:
             if len(tasks) > 1 or its_node_died or not task.is_suspect:

@@ -18,7 +18,7 @@ from cliffstore.errors import CliffstoreError, CorpusError, InterruptedRunError,
 from cliffstore.publish.selection import select_examples
 from cliffstore.run.origins import Origins, extraction_of, scoring_of, tables_again
 from cliffstore.run.places import units_placed
-from cliffstore.run.progress import Reporter
+from cliffstore.run.progress import Piece, Reporter
 from cliffstore.run.stages import run_extraction
 from cliffstore.run.verification import verify
 from cliffstore.schema import CliffsDocument, PlanDocument, SelectionDocument
@@ -192,7 +192,11 @@ class _Repair:
             self.objects.delete(layout.scores_receipt(name, unit))
         if stored := units - live:
             score_units(
-                self._reader(), name, lambda total: self.reporter.begin("score", total), self.reporter.advance, stored
+                self._reader(),
+                name,
+                lambda total: self.reporter.begin("score", total),
+                lambda tokens: self.reporter.advance(Piece(tokens)),
+                stored,
             )
             self.reporter.end()
         if config is not None:

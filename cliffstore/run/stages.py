@@ -23,7 +23,7 @@ from cliffstore.run.executor import Executor, UnitOutcome
 from cliffstore.run.live_probes import FoundProbe, arrays_to_read, bring_probes, find_probes, units_done
 from cliffstore.run.placement import check_placement, choose_executor
 from cliffstore.run.places import units_placed
-from cliffstore.run.progress import LineReporter, Reporter
+from cliffstore.run.progress import LineReporter, Piece, Reporter
 from cliffstore.run.work import Work, find_work
 from cliffstore.schema import CaptureDocument, PassSettings
 from cliffstore.store import documents, receipts
@@ -256,9 +256,7 @@ class _Run:
         self.reporter.begin("extract", total, done_before)
         begun = time.monotonic()
         try:
-            executor.run(
-                job, _from_anywhere(self.pending), lambda outcome: self._on_done(outcome, begun), self.reporter.notice
-            )
+            executor.run(job, _from_anywhere(self.pending), self._on_done, self.reporter.notice)
         except InterruptedRunError:
             done = self.goal.done(ObjectStore(self.config.store, self.config.storage_options))
             kept = len(done & {unit.unit for unit in self.work.units})
@@ -274,15 +272,15 @@ class _Run:
                 f"(SELECT unit, error FROM units WHERE error IS NOT NULL); the first: {self.errors[0]}"
             )
 
-    def _on_done(self, outcome: UnitOutcome, begun: float) -> None:
+    def _on_done(self, outcome: UnitOutcome) -> None:
         if outcome.report is not None:
             self.found.append(outcome.report)
             self._tell(outcome.report.notices)
         else:
             self.errors.append(outcome.error or f"unit {outcome.unit} failed")
             self._tell((self.errors[-1],))
-        tokens = sum(report.n_tokens for report in self.found)
-        self.reporter.advance(f" {tokens / max(time.monotonic() - begun, 1e-9):,.0f} tokens/s")
+        done = outcome.report
+        self.reporter.advance(Piece(done.n_tokens, done.bytes) if done else Piece(failed=True))
 
     def _tell(self, notices: Sequence[str]) -> None:
         for notice in notices:

@@ -9,21 +9,23 @@ import duckdb
 import numpy as np
 import numpy.typing as npt
 
+from cliffstore.access import scheme_of
 from cliffstore.analyze.cliff import CliffReport, rank_cliffs
-from cliffstore.analyze.probe import ProbeSettings, fit_probe
+from cliffstore.analyze.labels import ProbeSettings, find_inputs
+from cliffstore.analyze.probe import fit_probe
 from cliffstore.analyze.score import ScoreReport, score_units
 from cliffstore.config import check_name
 from cliffstore.errors import ProbeError
 from cliffstore.publish.export import ExportReport, export_selection
 from cliffstore.publish.selection import SelectionReport, select_examples
 from cliffstore.run.origins import Origins
-from cliffstore.run.progress import LineReporter, Reporter
+from cliffstore.run.progress import LineReporter, Piece, Reporter
 from cliffstore.run.repair import RepairReport, repair_store
 from cliffstore.run.verification import verify
 from cliffstore.schema import ProbeDocument
 from cliffstore.store import layout, receipts
 from cliffstore.store.catalog import Catalog
-from cliffstore.store.probes import list_probes, write_probe
+from cliffstore.store.probes import keep_copies, list_probes, write_probe
 from cliffstore.store.reader import StoreReader, compact_ranges
 from cliffstore.store.verify import VerifyReport
 from cliffstore.store.writer import capture_specs
@@ -152,6 +154,8 @@ class Store:
     def fit_probe(self, name: str, *, replace: bool = False, **settings: object) -> ProbeDocument:
         """Fit a probe on every layer, choose one on validation, and keep it under `name`.
 
+        Where the probe of that name was fitted with the same settings on the same examples, it is not fitted again.
+
         Parameters
         ----------
         replace : put it in the place of another probe of that name, whose scores and cliffs are removed
@@ -163,11 +167,20 @@ class Store:
             The probe cannot be fitted as asked.
         """
         check_name(name, "probe")
+        asked = ProbeSettings(name=name, **settings)  # type: ignore[arg-type]
+        inputs = find_inputs(self.catalog, asked, self._reporter.notice)
+        held = next((probe for probe in list_probes(self.reader.objects) if probe.name == name), None)
+        if held is not None and held.inputs == inputs.digest:
+            keep_copies(self.reader.objects, name)
+            self._reporter.stage(f"probe: {name} is there already, fitted on the same examples")
+            return held
         document, weights = fit_probe(
-            self.catalog,
-            ProbeSettings(name=name, **settings),  # type: ignore[arg-type]
-            self._reporter.notice,
+            self.reader,
+            inputs,
+            lambda total: self._reporter.begin("probe", total),
+            lambda: self._reporter.advance(Piece(noun="layers")),
         )
+        self._reporter.end()
         write_probe(self.reader.objects, document, weights, replace=replace)
         self.refresh()
         return document
@@ -175,7 +188,10 @@ class Store:
     def score(self, probe: str) -> ScoreReport:
         """Score every extracted token that has no score of this probe yet."""
         report = score_units(
-            self.reader, probe, lambda total: self._reporter.begin("score", total), self._reporter.advance
+            self.reader,
+            probe,
+            lambda total: self._reporter.begin("score", total),
+            lambda tokens: self._reporter.advance(Piece(tokens)),
         )
         self._reporter.end()
         if report.units_missing:
@@ -227,8 +243,15 @@ class Store:
         format: str = "messages",
         target_column: str = "response",
         target_text: str | None = None,
+        output_options: Mapping[str, object] | None = None,
     ) -> ExportReport:
-        """Write a selection as a training set, with a dataset card beside it."""
+        """Write a selection as a training set, with a dataset card beside it.
+
+        `output_options` are storage options of `output`; by default the store's, where both have the same scheme.
+        """
+        store = self.reader.objects
+        if output_options is None and scheme_of(output) == scheme_of(store.url):
+            output_options = store.storage_options
         report = export_selection(
             self.catalog,
             selection=selection,
@@ -236,6 +259,7 @@ class Store:
             format=format,
             target_column=target_column,
             target_text=target_text,
+            storage_options=output_options,
         )
         if report.without_target:
             self._reporter.notice(f"{report.without_target} selected examples have no {target_column} and are left out")

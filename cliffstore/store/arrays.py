@@ -23,11 +23,12 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import FsspecStore, LocalStore, MemoryStore
 
-from cliffstore.access import TENSORSTORE_RETRIES, kvstore, tensorstore_environment
+from cliffstore.access import TENSORSTORE_RETRIES, is_only_for_fsspec, kvstore, tensorstore_environment
 from cliffstore.errors import CliffstoreError, DamagedStoreError
 from cliffstore.schema import Dtype
 from cliffstore.store import layout
 from cliffstore.store.objects import ObjectStore, answers_ranges
+from cliffstore.store.patience import log
 
 T = TypeVar("T")
 Vectors = npt.NDArray[np.generic]
@@ -247,8 +248,20 @@ def _unreadable(key: str, error: Exception) -> DamagedStoreError:
 
 def open_arrays(objects: ObjectStore) -> ArrayIO:
     """Return the fastest array access for the store's scheme."""
-    folder = kvstore(objects.root if objects.is_local else objects.url, objects.storage_options)
+    url = objects.root if objects.is_local else objects.url
+    folder = kvstore(url, objects.storage_options)
+    if is_only_for_fsspec(url, objects.storage_options):
+        _tell_of_detour(url)
     return TensorstoreArrays(objects, folder) if folder is not None else ZarrArrays(objects)
+
+
+@lru_cache
+def _tell_of_detour(url: str) -> None:
+    log.warning(
+        "store %s: tensorstore cannot be given these storage options (it takes Google's default ones): vectors go "
+        "through zarr-python, more slowly",
+        url,
+    )
 
 
 def zarr_store(objects: ObjectStore) -> ZarrStore:

@@ -13,11 +13,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-import fsspec
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from cliffstore.access import check_url, endpoint_of, fsspec_options, scheme_of
+from cliffstore.access import check_url, endpoint_of, filesystem, scheme_of
 from cliffstore.errors import StoreError
 from cliffstore.store import layout
 from cliffstore.store.bulk import WINDOW, fetcher
@@ -41,7 +40,7 @@ class ObjectStore:
         self.url = check_url(url)
         self.storage_options = dict(storage_options or {})
         try:
-            self.fs, root = fsspec.core.url_to_fs(url, **fsspec_options(url, self.storage_options))
+            self.fs, root = filesystem(url, self.storage_options)
         except (ImportError, ValueError) as error:
             raise StoreError(f"store {url}: scheme {scheme_of(url)!r} cannot be opened: {error}") from None
         limit_retries(self.fs)
@@ -100,6 +99,13 @@ class ObjectStore:
             self.patiently(lambda: self._put_local(key, content))
         else:
             self.patiently(lambda: self.fs.pipe_file(self.path(key), content))
+
+    def put_if_new(self, key: str, content: bytes) -> bool:
+        """Write an object whole unless its very content is there. Return whether it was written."""
+        if self.exists(key) and self.get(key) == content:
+            return False
+        self.put(key, content)
+        return True
 
     def create(self, key: str, content: bytes) -> bool:
         """Write an object only if there is none. Return whether this call wrote it.

@@ -79,8 +79,7 @@ def write_probe(objects: ObjectStore, document: ProbeDocument, weights: ProbeWei
     name = document.name
     held = {probe.name: probe for probe in list_probes(objects)}.get(name)
     if held is not None and held.digest == document.digest:
-        documents.keep_copy(objects, layout.probe_document(name))
-        documents.keep_copy(objects, layout.probe_weights(name))
+        keep_copies(objects, name)
         return
     if held is not None and not replace:
         raise ProbeError(f"probe {name!r} is there already: choose another --name, or pass --replace")
@@ -95,3 +94,9 @@ def write_probe(objects: ObjectStore, document: ProbeDocument, weights: ProbeWei
     # A probe of another store may have been written by another version of safetensors.
     documents.put(objects, document.model_copy(update={"file_digest": hashlib.sha256(content).hexdigest()}))
     objects.put(layout.copy_of(layout.probe_weights(name)), content)
+
+
+def keep_copies(objects: ObjectStore, name: str) -> None:
+    """Copy what a run that ended early has left of a probe without a copy."""
+    documents.keep_copy(objects, layout.probe_document(name))
+    documents.keep_copy(objects, layout.probe_weights(name))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -28,9 +30,19 @@ class ProbeKey:
 
 def scored_units(objects: ObjectStore, probe: ProbeKey) -> set[int]:
     """Return units whose scores were made with these very weights."""
+    return {receipt.unit for receipt in _receipts(objects, probe)}
+
+
+def scores_digest(objects: ObjectStore, probe: ProbeKey) -> str:
+    """Return a sha256 over all scores that were made with these very weights."""
+    digests = sorted((receipt.unit, receipt.digest) for receipt in _receipts(objects, probe))
+    return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
+
+
+def _receipts(objects: ObjectStore, probe: ProbeKey) -> list[ScoreReceipt]:
     keys = [key for key in objects.list(layout.scores_of(probe.name)) if key.endswith(".json")]
     found = documents.read_many(objects, ScoreReceipt, keys)
-    return {receipt.unit for receipt in found if receipt.probe_digest == probe.digest}
+    return [receipt for receipt in found if receipt.probe_digest == probe.digest]
 
 
 def is_scored(objects: ObjectStore, probe: ProbeKey, unit: int) -> bool:

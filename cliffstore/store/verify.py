@@ -52,7 +52,7 @@ def verify_store(
     objects: ObjectStore,
     digest: ExampleDigest,
     begin: Callable[[int], None],
-    advance: Callable[[str], None],
+    advance: Callable[[], None],
     *,
     sample: Sample | None = None,
     only_documents: bool = False,
@@ -93,7 +93,7 @@ def verify_store(
         if not only_documents:
             begin(len(read))
             n_shards, wrong = vectors.check_vectors(
-                inventory, read, open_arrays(objects), readable, manifest.chunking, readers, lambda: advance("")
+                inventory, read, open_arrays(objects), readable, manifest.chunking, readers, advance
             )
             findings += wrong
             n_scores, wrong = derived.check_scores(inventory, planned, chosen, readers)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from array_suite import ArraySuite
+from fsspec.implementations.memory import MemoryFileSystem
 from servers import Storage
 
 from cliffstore.store.arrays import ArrayIO, TensorstoreArrays, ZarrArrays, open_arrays
@@ -86,5 +87,23 @@ def test_backend_is_chosen_by_scheme(tmp_path: Path) -> None:
     assert isinstance(open_arrays(ObjectStore(f"file://{tmp_path}")), TensorstoreArrays)
     remote = {"region": "us-east-1", "key": "none", "secret": "nothing"}
     assert isinstance(open_arrays(ObjectStore("s3://bucket/store", remote)), TensorstoreArrays)
-    assert isinstance(open_arrays(ObjectStore("gs://bucket/store", {"token": "anon"})), TensorstoreArrays)
     assert isinstance(open_arrays(ObjectStore(f"memory://{uuid.uuid4().hex}")), ZarrArrays)
+
+
+@pytest.mark.parametrize(
+    ("options", "backend"),
+    [({}, TensorstoreArrays), ({"token": "google_default"}, TensorstoreArrays), ({"token": "anon"}, ZarrArrays),
+     ({"token": "/keys/one.json"}, ZarrArrays), ({"endpoint_url": "http://127.0.0.1:1"}, ZarrArrays)],
+)  # fmt: skip
+def test_google_storage_is_reached_with_the_credentials_that_were_given(
+    options: dict[str, object], backend: type, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """tensorstore finds Google's default credentials and can be told no others; who gave others is told of the detour.
+
+    As if gcsfs were there: it brings a dozen packages, and is not asked for anything here.
+    """
+    monkeypatch.setattr("fsspec.core.url_to_fs", lambda url, **_: (MemoryFileSystem(), "/bucket/store"))
+    monkeypatch.setattr("cliffstore.store.arrays.zarr_store", lambda objects: None)
+    url = f"gs://bucket/{uuid.uuid4().hex}"  # told once a store
+    assert isinstance(open_arrays(ObjectStore(url, options)), backend)
+    assert ("through zarr-python" in caplog.text) is (backend is ZarrArrays)

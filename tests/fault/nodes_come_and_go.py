@@ -1,5 +1,8 @@
-"""`nodes_come_and_go.py FOLDER STORE extract ...` runs a command on three nodes of a Ray cluster, takes one of those
-that work away, and lets another join. Prints how many receipts the workers of each of the two wrote."""
+"""`nodes_come_and_go.py FOLDER STORE extract ...` runs a command on three nodes of a Ray cluster, lets another join and
+takes one of those that work away. Prints how many receipts the workers of each of the two wrote.
+
+The workers wait at the gate of `disturbances` until both have happened, so that the run cannot end before.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -47,14 +51,21 @@ def run(folder: str, store: Path, arguments: list[str]) -> int:
         [sys.executable, "-m", "cliffstore.cli.main", *arguments, "--executor", "ray"],
         env={**os.environ, "RAY_ADDRESS": cluster.address}, stdout=subprocess.DEVNULL,
     )  # fmt: skip
-    while driver.poll() is None and not (len(written_by(store)) >= 5 and set(written_by(store)) & workers(nodes[0])):
-        time.sleep(0.05)
-    seen = {"lost": workers(nodes[0]), "joined": set()}
-    cluster.remove_node(nodes[0], allow_graceful=False)
+
+    def wait_for(condition: Callable[[], object]) -> None:
+        while driver.poll() is None and not condition():
+            time.sleep(0.05)
+
+    def workers_that_wrote(node) -> set[int]:
+        return workers(node) & set(written_by(store))
+
+    wait_for(lambda: workers_that_wrote(nodes[0]))
     joined = cluster.add_node(num_cpus=1, object_store_memory=MEMORY)
-    while driver.poll() is None:
-        seen["joined"] |= workers(joined)
-        time.sleep(0.05)
+    wait_for(lambda: workers_that_wrote(joined))
+    seen = {"lost": workers(nodes[0]), "joined": workers(joined)}
+    cluster.remove_node(nodes[0], allow_graceful=False)
+    Path(os.environ["GATE"]).touch()
+    driver.wait()
     writers = written_by(store)
     print(json.dumps({name: sum(writer in pids for writer in writers) for name, pids in seen.items()}), flush=True)
     cluster.shutdown()

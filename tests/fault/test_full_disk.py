@@ -18,20 +18,26 @@ from stores import assert_equal_stores
 ROOT = Path(__file__).parents[2]
 NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount"]
 SCRIPT = """
-import json, shutil, subprocess, sys
+import io, json, shutil, subprocess, sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-disk, kept, command = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
+from cliffstore.cli.main import main
+disk, kept, arguments = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
+def run():
+    out, err = io.TextIOWrapper(io.BytesIO(), write_through=True), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        code = main(arguments)
+    return [code, out.buffer.getvalue().decode(), err.getvalue()]
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)], check=True)
 ballast = disk / "ballast"
 ballast.write_bytes(bytes(int(20.5 * 2**20)))
-first = subprocess.run(command, text=True, capture_output=True)
+first = run()
 done = len(list(disk.glob("store/receipts/*/unit-*[0-9].json")))
 temporary = [str(path) for path in disk.rglob(".tmp-*")]
 ballast.unlink()
-second = subprocess.run(command, text=True, capture_output=True)
+second = run()
 shutil.copytree(disk / "store", kept)
-print(json.dumps({"first": [first.returncode, first.stderr], "done": done, "temporary": temporary,
-                  "second": [second.returncode, second.stdout, second.stderr]}))
+print(json.dumps({"first": first, "done": done, "temporary": temporary, "second": second}))
 """
 
 
@@ -48,12 +54,12 @@ def test_full_disk_is_told_and_resumed_after_space_is_freed(tiny_model: str, tmp
     disk, kept = tmp_path / "disk", tmp_path / "kept"
     disk.mkdir()
     done = subprocess.run(
-        [*NAMESPACE, sys.executable, "-c", SCRIPT, str(disk), str(kept), *case.command(disk / "store")],
+        [*NAMESPACE, sys.executable, "-c", SCRIPT, str(disk), str(kept), *case.arguments(disk / "store")],
         env=plain_environment(), cwd=ROOT, text=True, capture_output=True, check=False, timeout=200,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
-    code, err = told["first"]
+    code, _, err = told["first"]
     assert code == 1, err
     last = err.splitlines()[-1]
     assert last.startswith("error: store ")

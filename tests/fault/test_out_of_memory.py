@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from cliffstore.extract.memory import is_out_of_memory
 from cliffstore.extract.passes import Passes, plan_passes
 from cliffstore.extract.tree import UnitExample
 from cliffstore.model.capture import PassTensors, Sink, SiteCapture
+from cliffstore.run.executor import MOST_ATTEMPTS
 
 N_LAYERS = 4
 NOTICE = re.compile(r"^note: .+: out of memory on cpu: passes of at most ([\d,]+) tokens from here on", re.MULTILINE)
@@ -179,8 +181,8 @@ def test_pass_is_divided_and_nothing_is_lost(
     assert capture.passes.tokens == pass_tokens, "the capture keeps what was asked for"
 
 
-def test_later_units_begin_with_the_smaller_size(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With 128 nodes a unit has two passes or more; the first does not fit, and none of that size is tried again."""
+def planned_sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that gets the size of passes whenever those of a unit are planned."""
     sizes: list[int] = []
 
     def plan_and_tell(examples: list[UnitExample], kind: str, tokens: int, **options: object) -> list[Passes]:
@@ -188,6 +190,12 @@ def test_later_units_begin_with_the_smaller_size(case: Case, tmp_path: Path, mon
         return plan_passes(examples, kind, tokens, **options)
 
     monkeypatch.setattr("cliffstore.extract.runner.plan_passes", plan_and_tell)
+    return sizes
+
+
+def test_later_units_begin_with_the_smaller_size(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With 128 nodes a unit has two passes or more; the first does not fit, and none of that size is tried again."""
+    sizes = planned_sizes(monkeypatch)
     device = SmallDevice(holds(70)).install(monkeypatch)
     assert main(case.command(tmp_path / "store", *TREE, "--pass-tokens", "128")) == 0
     (first, fitted), *others = device.events
@@ -278,6 +286,8 @@ def test_what_cannot_be_divided_fails_its_unit_and_no_other(
 def test_another_error_of_a_pass_is_not_taken_for_it(
     case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """No pass is divided: each attempt at a unit plans passes of the size asked for, and ends with its first."""
+    sizes = planned_sizes(monkeypatch)
     wrong = RuntimeError("The size of tensor a must match the size of tensor b")
     device = SmallDevice(holds(0), error=wrong).install(monkeypatch)
     assert main(case.command(tmp_path / "store", *TREE, "--pass-tokens", "128")) == 1
@@ -285,8 +295,13 @@ def test_another_error_of_a_pass_is_not_taken_for_it(
     assert notices == []
     assert "RuntimeError: The size of tensor a" in error.splitlines()[-1]
     with Store(str(tmp_path / "store")) as store:
-        n_units = store.sql("SELECT count(*) FROM units WHERE error IS NOT NULL").fetchall()[0][0]
-    assert len(device.failed) == n_units, "each unit tried its first pass once"
+        attempts = [row[0] for row in store.sql("SELECT attempt FROM units WHERE error IS NOT NULL").fetchall()]
+        n_units = store.sql("SELECT count(*) FROM units").fetchall()[0][0]
+    assert attempts == [MOST_ATTEMPTS] * n_units
+    assert sizes == [128] * sum(attempts), "each attempt planned its passes once"
+    assert len(device.failed) == sum(attempts), "each attempt tried one pass"
+    assert device.ran == []
+    assert all(count % MOST_ATTEMPTS == 0 for count in Counter(device.failed).values()), "and always the same one"
 
 
 @pytest.mark.parametrize(

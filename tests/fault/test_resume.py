@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import random
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import zarr
@@ -21,6 +23,7 @@ from quick import quick_runs
 
 from cliffstore.cli.main import main
 
+ROOT = Path(__file__).parents[2]
 N_PROMPTS, N_WORDS = 150, 40
 TIMEOUT = 120.0
 _WORDS = (
@@ -72,13 +75,14 @@ def _heed_interrupts() -> None:
 
 
 @pytest.fixture
-def start() -> Iterator[Callable[[list[str]], subprocess.Popen[str]]]:
-    """Start processes that do not outlive the test."""
+def start(tmp_path: Path) -> Iterator[Callable[[list[str]], subprocess.Popen[str]]]:
+    """Start processes that wait at the gate after two units, and do not outlive the test."""
     begun: list[subprocess.Popen[str]] = []
+    env = os.environ | gate(tmp_path, 2) | {"PYTHONPATH": os.pathsep.join((forked.DISTURBANCE, str(ROOT)))}
 
     def begin(command: list[str]) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_heed_interrupts
+            command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_heed_interrupts
         )
         begun.append(process)
         return process
@@ -90,15 +94,26 @@ def start() -> Iterator[Callable[[list[str]], subprocess.Popen[str]]]:
         process.communicate(timeout=30)
 
 
+@pytest.fixture(scope="module")
+def fork() -> Iterator[forked.Start]:
+    with forked.commands() as start:
+        yield start
+
+
+def gate(folder: Path, units: int) -> dict[str, str]:
+    """Make a process wait after so many units, for ever: it must not end before it is stopped; see `disturbances`."""
+    return {"GATE": str(folder / "gate"), "GATE_UNITS": str(units)}
+
+
 def receipts(store: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(store.glob("receipts/*/unit-*[0-9].json"))}
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str] | forked.Command) -> None:
     """Look again and again until the condition holds. Fails if the process ends before."""
     deadline = time.monotonic() + TIMEOUT
     while not condition():
-        assert process.poll() is None, f"the run ended before it could be stopped: {process.communicate()}"
+        assert process.poll() is None, "the run ended before it could be stopped"
         assert time.monotonic() < deadline, "timed out"
         time.sleep(0.001)
 
@@ -135,7 +150,7 @@ def assert_equals_reference(case: Case, store: Path) -> None:
     assert not list(store.glob("receipts/*/*.error.json"))
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_stopped_while_extracting(
     how: signal.Signals, case: Case, start: Callable[[list[str]], subprocess.Popen[str]], tmp_path: Path
 ) -> None:
@@ -144,21 +159,32 @@ def test_stopped_while_extracting(
     wait_for(lambda: len(receipts(store)) >= 2, process)
     process.send_signal(how)
     out, err = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 130, err
     assert out == ""
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "Traceback" not in err
+    assert f" of {case.report['units']} units are stored" in errors[0]
+    said = int(errors[0].split(" of ")[0].rsplit(" ", 1)[1])
+    assert said == len(receipts(store)), "the message must count what is on disk"
+    assert not list(store.rglob(".tmp-*"))
+    assert_goes_on(case, store)
+
+
+def test_killed_while_extracting(case: Case, fork: forked.Start, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    process = fork(case.command(store)[3:], tmp_path / "log", gate(tmp_path, 2))
+    wait_for(lambda: len(receipts(store)) >= 2, process)
+    process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert_goes_on(case, store)
+
+
+def assert_goes_on(case: Case, store: Path) -> None:
+    """The same command keeps what is there, computes the rest, and ends equal to a run that nobody disturbed."""
+    total = int(str(case.report["units"]))
     kept = receipts(store)
-    total = case.report["units"]
-    assert 2 <= len(kept) < int(str(total)), "the run was too fast to be stopped"
-    if how is signal.SIGKILL:
-        assert process.returncode == -signal.SIGKILL
-    else:
-        assert process.returncode == 130, err
-        errors = [line for line in err.splitlines() if line.startswith("error: ")]
-        assert len(errors) == 1
-        assert "Traceback" not in err
-        assert f" of {total} units are stored" in errors[0]
-        said = int(errors[0].split(" of ")[0].rsplit(" ", 1)[1])
-        assert said == len(kept), "the message must count what is on disk"
-        assert not list(store.rglob(".tmp-*"))
+    assert 2 <= len(kept) < total
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in store.glob("receipts/*/*.json")}
 
     report = resume(case, store)
@@ -170,14 +196,12 @@ def test_stopped_while_extracting(
 
 
 @pytest.mark.parametrize("sign", ["manifest.json", "plans", "captures"])
-def test_killed_while_planning(
-    sign: str, case: Case, start: Callable[[list[str]], subprocess.Popen[str]], tmp_path: Path
-) -> None:
+def test_killed_while_planning(sign: str, case: Case, fork: forked.Start, tmp_path: Path) -> None:
     store = tmp_path / "store"
-    process = start(case.command(store))
+    process = fork(case.command(store)[3:], tmp_path / "log", gate(tmp_path, 0))
     wait_for((store / sign).exists, process)
     process.kill()
-    process.communicate(timeout=TIMEOUT)
+    assert process.returncode == -signal.SIGKILL
     assert not receipts(store)
 
     report = resume(case, store)

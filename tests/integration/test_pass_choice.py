@@ -257,7 +257,7 @@ def test_worker_that_chose_nothing_checks_too(built: Built, tmp_path: Path, monk
     (plan,) = reader.plans()
     spec = WorkerSpec(find_model(built.model, None, print), tuple(capture.arrays), "float32", "cpu", threads=1)
     worker = UnitWorker(spec)
-    worker.begin(Job(str(store), plan.plan, capture.passes, capture))
+    worker.begin(Job(str(store), (plan.plan,), capture.passes, capture))
     report = worker.extract(0)
     assert any(SWITCHED_OFF in notice for notice in report.notices)
     for name, rows in of_unit(store, 0, first).items():

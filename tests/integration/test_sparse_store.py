@@ -93,7 +93,7 @@ def _add_probe(objects: ObjectStore) -> None:
         positions="decision", label="label", positive="1", where=None, test_where=None, seed=0, c=1.0,
         n_train=1, n_validation=1, n_test=0, shuffled_auroc=0.5, layers=[metrics], digest=weights.digest,
         file_digest=weights.file_digest,
-        cliffstore_version="0",
+        inputs="", cliffstore_version="0",
     )  # fmt: skip
     write_probe(objects, document, weights, replace=False)
 
@@ -104,7 +104,7 @@ class Told:
     def __init__(self) -> None:
         self.notices: list[str] = []
 
-    def notice(self, text: str) -> None:
+    def notice(self, text: str, event: str = "notice") -> None:
         self.notices.append(text)
 
     def ask(self, question: str) -> bool | None:
@@ -112,7 +112,7 @@ class Told:
 
     def stage(self, text: str) -> None: ...
     def begin(self, what: str, total: int, done: int = 0) -> None: ...
-    def advance(self, detail: str = "") -> None: ...
+    def advance(self, piece: object = None) -> None: ...
     def end(self) -> None: ...
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import configparser
+import re
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from commands import run_cli
 
-from cliffstore.access import check_url, fsspec_options, kvstore, without_secrets
+from cliffstore.access import _PACKAGES, check_url, filesystem, fsspec_options, kvstore, without_secrets
 from cliffstore.errors import ConfigError
 
 AWS = (
@@ -34,6 +38,49 @@ def test_bucket_and_folder() -> None:
     assert kvstore("gs://bucket", {}) == {"driver": "gcs", "bucket": "bucket", "path": ""}
     assert kvstore("abfs://container/a", {}) is None
     assert kvstore("memory://a", {}) is None
+
+
+def test_google_storage_without_its_package_is_one_line_that_says_what_to_install(
+    tiny_model: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "gcsfs", None)  # cannot be imported, wherever the tests run
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text('{"prompt": "Hello."}\n')
+    for command in (
+        ["extract", corpus, "--model", tiny_model, "--store", "gs://bucket/store"],
+        ["extract", "gs://bucket/corpus.jsonl", "--model", tiny_model, "--store", tmp_path / "store"],
+        ["info", "gs://bucket/store"],
+    ):
+        result = run_cli(*command)
+        assert result.code == 2
+        (error,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+        assert error == result.stderr.splitlines()[-1]
+        assert "gs:// needs gcsfs" in error
+        assert "pip install 'cliffstore[gs]'" in error
+        assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("scheme", "extra"),
+    [("s3", "s3"), ("s3a", "s3"), ("gcs", "gs"), ("az", "azure"), ("abfs", "azure"), ("abfss", "azure")],
+)
+def test_missing_package_of_a_scheme_is_named_by_its_extra(
+    scheme: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ImportError("not\nhere")
+
+    monkeypatch.setattr("fsspec.core.url_to_fs", fail)
+    with pytest.raises(ConfigError, match=re.escape(f"(not here): pip install 'cliffstore[{extra}]'")):
+        filesystem(f"{scheme}://bucket/a", {})
+    with pytest.raises(ImportError, match="not"):
+        filesystem("gopher://host/a", {})
+
+
+def test_each_extra_that_an_error_names_is_there() -> None:
+    declared = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    for package, extra in set(_PACKAGES.values()):
+        assert any(one.startswith(package) for one in declared["optional-dependencies"][extra])
 
 
 def test_given_options_win(monkeypatch: pytest.MonkeyPatch) -> None:

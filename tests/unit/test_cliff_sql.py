@@ -135,3 +135,12 @@ def test_cliff_is_plateau_minus_final_for_any_lengths(parts: list[tuple[list[flo
         curve = [*think, *close]
         falls = [before - after for before, after in pairwise(curve)]
         assert row["steepest_position"] == first + 1 + int(np.argmax(falls))
+
+
+def test_equal_scores_give_equal_bits_in_whatever_order_they_are_read() -> None:
+    """These sums depend on their order in the last bits: the training set would with them."""
+    numbers = np.random.default_rng(3)
+    scores = (numbers.normal(size=300) * 10.0 ** numbers.integers(-12, 12, size=300)).astype(np.float32)
+    examples = {1: _tokens([0.0], scores.tolist(), [0.5], [])}
+    assert float(np.sum(scores, dtype=np.float64)) != sum(float(score) for score in scores[::-1])
+    assert _cliffs(examples) == _cliffs(examples, reverse=True)

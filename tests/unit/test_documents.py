@@ -62,7 +62,16 @@ SOME: tuple[Document, ...] = (
     UnitError(capture="capture-1", unit=3, attempt=1, worker="w", error="NaN"),
     ScoreReceipt(probe="p", probe_digest="0", unit=3, n_tokens=4, digest="0"),
     make_probe(CAPTURE, "p")[0],
-    CliffsDocument(probe="p", probe_digest="0", capture="capture-1", examples=3, digest="0", cliffstore_version="0"),
+    CliffsDocument(
+        probe="p",
+        probe_digest="0",
+        capture="capture-1",
+        scores="0",
+        examples=3,
+        partial_thinking=0,
+        digest="0",
+        cliffstore_version="0",
+    ),
 )
 
 

@@ -35,7 +35,9 @@ def _renderer(folder: str) -> Renderer:
     return Renderer(_tokenizer(folder))
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(prompt=TEXT, system=TEXT | st.none(), thinking=TEXT | st.none(), response=TEXT | st.none())
 def test_segments_follow_the_layout(
     smollm2: str, prompt: str, system: str | None, thinking: str | None, response: str | None

@@ -1,0 +1,132 @@
+"""From corpus to training set in one run: extract, probe, score, cliff, select, export.
+
+Each stage leaves alone what is there already: units with receipts, a probe fitted on the same examples, units with
+scores, cliffs of the same scores, an equal selection, an equal training set. So a run that was killed is started again
+as it was, and ends with the same bytes. What can be known to be wrong is found before anything is computed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from cliffstore.access import check_url
+from cliffstore.analyze.cliff import CliffReport
+from cliffstore.analyze.score import ScoreReport
+from cliffstore.config import PipelineConfig, SelectConfig, check_name, parse_ranges
+from cliffstore.errors import ConfigError
+from cliffstore.publish.export import FORMATS, ExportReport
+from cliffstore.publish.selection import STRATEGIES, SelectionReport, check_top
+from cliffstore.run.progress import Reporter
+from cliffstore.run.stages import ExtractReport, run_extraction
+from cliffstore.run.store import Store
+from cliffstore.schema import ProbeDocument
+
+IN_STORE = {"store", "storage_options"}
+"""Settings of a stage that say which store, not what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineReport:
+    """What each stage found and did."""
+
+    extract: ExtractReport
+    probe: ProbeDocument
+    score: ScoreReport
+    cliff: CliffReport
+    select: SelectionReport
+    export: ExportReport
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the report as plain values."""
+        return {
+            "extract": self.extract.to_dict(),
+            "probe": self.probe.model_dump(mode="json"),
+            "score": asdict(self.score),
+            "cliff": asdict(self.cliff),
+            "select": asdict(self.select),
+            "export": asdict(self.export),
+        }
+
+
+def run_pipeline(config: PipelineConfig, reporter: Reporter) -> PipelineReport:
+    """Run all stages.
+
+    Raises
+    ------
+    UserError
+        A section is wrong; before extraction begins where that can be known.
+    ExtractionError
+        Some units failed. The stages behind extraction are not run: their training set would lack these examples.
+    InterruptedRunError
+        Ctrl-C or a polite kill; the same call goes on from there.
+    """
+    check_pipeline(config)
+    extracted = run_extraction(config.extract, reporter)
+    with Store(config.store, config.storage_options, reporter) as store:
+        probe = store.fit_probe(**config.probe.model_dump(exclude=IN_STORE))
+        reporter.stage(f"probe: {describe_probe(probe)}")
+        scored = store.score(config.score.probe)
+        reporter.stage(f"score: {scored.tokens:,} tokens now, {scored.units_done_before} units had scores")
+        ranked = store.cliff(config.cliff.probe)
+        reporter.stage(f"cliff: {ranked.examples - ranked.without_thinking:,} examples with thinking ranked")
+        selected = select_in(store, config.select)
+        reporter.stage(f"select: {selected.chosen} of {selected.candidates} examples")
+        exported = store.export(**config.export.model_dump(exclude=IN_STORE))
+        reporter.stage(f"export: {exported.rows} rows in {exported.path}")
+    return PipelineReport(extracted, probe, scored, ranked, selected, exported)
+
+
+def select_in(store: Store, config: SelectConfig) -> SelectionReport:
+    """Make the selection that a configuration asks for."""
+    return store.select(**config.model_dump(exclude=IN_STORE))
+
+
+def describe_probe(probe: ProbeDocument) -> str:
+    """Return the figures of a probe, for people."""
+    chosen = next(metrics for metrics in probe.layers if metrics.layer == probe.layer)
+    unseen = f"; unseen test AUROC {chosen.test_auroc:.4f} ({probe.n_test} examples)" if probe.n_test else ""
+    return (
+        f"{probe.name}: {probe.site} layer {probe.layer} of {len(probe.layers)} layers tried, "
+        f"validation AUROC {chosen.auroc:.4f} ({probe.n_train} train, {probe.n_validation} validation){unseen}; "
+        f"shuffled labels {probe.shuffled_auroc:.3f}"
+    )
+
+
+def check_pipeline(config: PipelineConfig) -> None:
+    """Find what is wrong with any section, as far as that can be known without corpus and store.
+
+    Raises
+    ------
+    UserError
+        The message names the section.
+    """
+    if config.extract.probe:
+        raise ConfigError("extract.probe: a pipeline fits a probe on activations, and this stores none: leave it out")
+    for layers in (config.extract.layers, config.probe.layers):
+        if layers.strip() != "all":
+            parse_ranges(layers)
+    check_name(config.probe.name, "probe.name")
+    check_selection(config.select, "select.")
+    if config.export.format not in FORMATS:
+        raise ConfigError(f"export.format {config.export.format!r} is not known: choose from {', '.join(FORMATS)}")
+    probe, selection = config.probe.name, config.select.name
+    for option, named, made in (
+        ("score.probe", config.score.probe, probe),
+        ("cliff.probe", config.cliff.probe, probe),
+        ("select.probe", config.select.probe, probe),
+        ("export.selection", config.export.selection, selection),
+    ):
+        if named != made:
+            raise ConfigError(f"{option} {named!r} is not what this pipeline makes ({made}): leave it out")
+    if config.cliff.select is not None:
+        raise ConfigError("cliff.select: in a pipeline `select` is a section of its own")
+    check_url(config.store)
+    check_url(config.export.output)
+
+
+def check_selection(config: SelectConfig, section: str = "") -> None:
+    """Find what is wrong with a selection before anything is ranked. Errors as for `check_pipeline`."""
+    check_name(config.name, f"{section}name")
+    check_top(config.top)
+    if config.strategy not in STRATEGIES:
+        raise ConfigError(f"{section}strategy {config.strategy!r} is not known: choose from {', '.join(STRATEGIES)}")

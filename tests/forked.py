@@ -1,0 +1,97 @@
+"""Commands in processes of their own that have everything imported already: they are forked from one that has.
+
+For tests that kill or stop a command again and again, where the start of Python, torch and transformers is not the
+point and would take most of their time.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import forkserver, get_context
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+
+MODULES = [
+    "cliffstore.cli.main", "cliffstore.run.stages", "cliffstore.run.rendering", "cliffstore.extract.unit",
+    "cliffstore.extract.runner", "torch", "transformers.models.llama.modeling_llama",
+    "transformers.tokenization_utils_tokenizers", "tensorstore",
+]  # fmt: skip
+DISTURBANCE = str(Path(__file__).parent / "fault" / "disturbance")
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command that runs in a forked process; `log` is all that it says."""
+
+    process: BaseProcess
+    log: Path
+
+    @property
+    def returncode(self) -> int | None:
+        return self.process.exitcode
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    def wait(self, timeout: float) -> str:
+        """Wait for its end. Return what it said."""
+        self.process.join(timeout)
+        assert self.process.exitcode is not None, f"timed out: {self.log.read_text()}"
+        return self.log.read_text()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.join(30)
+
+
+Start = Callable[[Iterable[str], Path, Mapping[str, str]], Command]
+
+
+@contextmanager
+def commands() -> Iterator[Start]:
+    """Give a function that starts a command, from its arguments, a log file and additions to the environment.
+
+    What is started ends with the context, and so does the process that others are forked from.
+    """
+    context, begun = get_context("forkserver"), list[Command]()
+    context.set_forkserver_preload(MODULES)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+            patch.setenv(name, "1")
+        forkserver.ensure_running()
+
+    def start(arguments: Iterable[str], log: Path, environment: Mapping[str, str]) -> Command:
+        process = context.Process(target=_run, args=([*arguments], str(log), dict(environment)))
+        process.start()
+        begun.append(Command(process, log))
+        return begun[-1]
+
+    try:
+        yield start
+    finally:
+        for command in begun:
+            command.kill()
+        forkserver._forkserver._stop()
+
+
+def _run(arguments: list[str], log: str, environment: dict[str, str]) -> None:
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(output, stream)
+    os.environ.update(environment)
+    sys.path.append(DISTURBANCE)
+    import disturbances
+
+    from cliffstore.cli.main import main
+    from cliffstore.extract.unit import UnitWorker
+    from cliffstore.run import executor, planning
+
+    executor.available_cpus = planning.available_cpus = lambda: 1
+    disturbances.disturb(UnitWorker)
+    sys.exit(main(arguments))
