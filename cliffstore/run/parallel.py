@@ -29,10 +29,12 @@ class BlockPool:
     Parameters
     ----------
     processes : how many; with one, everything is done here
+    blocks_here : done in this process before others are started
     """
 
-    def __init__(self, processes: int, blocks_here: int = _BLOCKS_HERE) -> None:
-        self._processes, self._blocks_here = processes, blocks_here
+    def __init__(self, processes: int, blocks_here: int | None = None) -> None:
+        self._processes = processes
+        self._blocks_here = _BLOCKS_HERE if blocks_here is None else blocks_here
         self._executor: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> BlockPool:

@@ -88,7 +88,7 @@ def dataset(
     """
     if not sizes:
         return ds.dataset(schema.empty_table())
-    filesystem = pa.fs.LocalFileSystem() if objects.is_local else pa.fs.PyFileSystem(PatientHandler(objects, sizes))
+    filesystem = pa.fs.PyFileSystem(PatientHandler(objects, sizes))
     form = ds.ParquetFileFormat()
     fragments = [
         form.make_fragment(

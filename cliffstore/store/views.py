@@ -5,8 +5,9 @@ DuckDB takes a pyarrow dataset for a table. It asks for its schema when a statem
 costs nothing, though it is listed and described like any other.
 
 Arrow reads on threads of its own, and ahead. Where these call back into Python (a read that a LIMIT has left behind, or
-no more than letting go of a file) while the interpreter exits, it hangs or aborts. So what is read through Python is
-read and decoded a few row groups at a time, each by one of Python's threads, which `Readers.close` waits for.
+no more than letting go of a file) while the interpreter exits, it hangs or aborts; and what is left of a scan of local
+files is read to its end. So files are read and decoded a few row groups at a time, by Python's threads, which
+`Readers.close` waits for.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.dataset as ds
-import pyarrow.fs
 
 from cliffstore.errors import CliffstoreError, DamagedStoreError
 from cliffstore.store import tables
@@ -85,7 +85,7 @@ class View(ds.InMemoryDataset):
         try:
             with self._finding:
                 found = self._found(columns)
-            if _calls_python(found):
+            if isinstance(found, ds.FileSystemDataset):
                 yield from _in_whole_reads(found, columns, filter, self._readers)
             else:
                 yield from found.scanner(columns=columns, filter=filter).to_reader()
@@ -107,10 +107,6 @@ class Scan:
     def to_reader(self) -> pa.RecordBatchReader:
         """Begin the scan when the first batch is asked for."""
         return pa.RecordBatchReader.from_batches(self.projected_schema, self._batches())
-
-
-def _calls_python(found: ds.Dataset) -> bool:
-    return isinstance(found, ds.FileSystemDataset) and isinstance(found.filesystem, pa.fs.PyFileSystem)
 
 
 def _in_whole_reads(

@@ -107,6 +107,16 @@ def test_each_receipt_is_read_once(served: Served) -> None:
     assert _receipts(asked) == {f"GET {layout.receipt(CAPTURE, unit)}": 1 for unit in range(LARGE)}
 
 
+def test_receipts_are_read_through_passing_faults(served: Served) -> None:
+    weather = Weather(share=0.1, faults=("500", "503", "reset", "cut"), methods=("GET",), most=25)
+    with (
+        proxy(served.storage.port, weather) as port,
+        Store(served.url(LARGE), served.storage.through(port).options) as store,
+    ):
+        assert store.sql("SELECT sum(bytes) FROM units").fetchall() == [(LARGE * BYTES_PER_UNIT,)]
+    assert weather.met.total() == 25
+
+
 def test_info_reads_no_receipt(served: Served) -> None:
     with served.opened(LARGE) as (store, asked):
         (capture,) = store.info()["captures"]  # type: ignore[misc]

@@ -13,6 +13,7 @@ from cliffstore.errors import ConfigError, CorpusError, StoreError
 from cliffstore.model.identity import ModelSource, find_model
 from cliffstore.plan.sorting import NO_POSITION
 from cliffstore.records import PlannedUnit
+from cliffstore.run import planning
 from cliffstore.run.progress import LineReporter
 from cliffstore.run.work import find_work
 from cliffstore.schema import PlanDocument
@@ -120,3 +121,16 @@ def test_example_that_does_not_fit_into_the_store_is_refused(desk: Desk) -> None
     with pytest.raises(StoreError, match="256 rows; give another --store"):
         desk.plan()
     assert desk.plan(positions="last:9", append=True).document.counts.rows > 9
+
+
+def test_plan_is_the_same_made_by_several_processes(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"id": f"r{n}", "prompt": f"Say {n % 7} and {n}.", "note": n if n % 9 else "x"} for n in range(60)]
+    rows += [{"id": "bad", "prompt": ""}, {"id": "thinks", "prompt": "Say no.", "response": "<think>Hm.</think>No."}]
+    alone = desk.plan(*rows)
+    monkeypatch.setattr(planning, "available_cpus", lambda: 2)
+    monkeypatch.setattr("cliffstore.run.parallel._BLOCKS_HERE", 1)
+    for module in ("cliffstore.corpus.files", "cliffstore.corpus.sources"):
+        monkeypatch.setattr(f"{module}.BLOCK_ROWS", 8)
+    apart = Desk(desk.source, desk.folder / "apart")
+    apart.folder.mkdir()
+    assert apart.plan(corpus=str(desk.folder / "corpus.jsonl")) == alone
