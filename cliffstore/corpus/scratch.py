@@ -9,7 +9,8 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-_MEMORY = "384MB"
+_MEMORY, _THREADS = "512MB", 2
+"""Each thread of a sort or a join keeps buffers of its own, so many of them would not fit."""
 
 
 def new_folder() -> tempfile.TemporaryDirectory[str]:
@@ -21,6 +22,7 @@ def open_scratch(folder: str | Path, name: str) -> duckdb.DuckDBPyConnection:
     """Open a new database in a folder; beyond its memory limit it spills to the same folder."""
     connection = duckdb.connect(str(Path(folder) / f"{name}.duckdb"))
     connection.execute(f"SET memory_limit = '{_MEMORY}'")
+    connection.execute(f"SET threads = {_THREADS}")
     connection.execute("SET enable_external_access = false")
     connection.execute("SET python_enable_replacements = false")
     return connection

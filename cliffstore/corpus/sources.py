@@ -68,18 +68,21 @@ class Corpus:
         return self.settled.schema
 
     def tables(self) -> Iterator[pa.Table]:
-        """Yield the usable drafts in input order, a block at a time; `drafts.corpus_rows` makes rows of them."""
+        """Yield the usable drafts a block at a time, in any order; `drafts.corpus_rows` makes rows of them."""
         for batch in batches(self._connection, "SELECT * FROM chosen WHERE reason IS NULL", self._block_rows):
             yield pa.Table.from_batches([batch])
 
     def rows(self) -> Iterator[LocatedRow]:
         """Yield the usable rows in input order."""
-        for table in self.tables():
-            yield from corpus_rows(table, self.settled)
+        statement = "SELECT * FROM chosen WHERE reason IS NULL ORDER BY seq"
+        for batch in batches(self._connection, statement, self._block_rows):
+            yield from corpus_rows(pa.Table.from_batches([batch]), self.settled)
 
     def skipped(self) -> Iterator[SkippedRow]:
         """Yield the rows that cannot be used, in input order."""
-        for batch in batches(self._connection, "SELECT * FROM chosen WHERE reason IS NOT NULL", BLOCK_ROWS):
+        for batch in batches(
+            self._connection, "SELECT * FROM chosen WHERE reason IS NOT NULL ORDER BY seq", BLOCK_ROWS
+        ):
             yield from skipped_rows(pa.Table.from_batches([batch]))
 
     def close(self) -> None:
@@ -138,22 +141,19 @@ def read_corpus(
             for into, more in ((kinds, found.kinds), (raw_kinds, found.raw_kinds)):
                 into.update({name: join(into.get(name, NULL), kind) for name, kind in more.items()})
         seen.check()
-        _number_copies(connection)
+        _name_rows(connection)
         names, renamed = settle_names([*kinds])
         settled = Settled(names, kinds)
         notices = [*seen.notices, *renamed, *settled.notices]
+        n_kept = n_rows
         if where is not None:
-            _keep_where(connection, Path(folder), settled, raw_kinds, where)
-            (kept,) = connection.execute("SELECT count(*) FROM kept").fetchall()[0]
-            notices.append(f"--where keeps {kept} of {n_rows} rows")
-            if not kept:
+            n_kept = _keep_where(connection, Path(folder), settled, raw_kinds, where)
+            notices.append(f"--where keeps {n_kept} of {n_rows} rows")
+            if not n_kept:
                 raise CorpusError(f"empty corpus: --where {where!r} keeps none of {n_rows} rows; change it")
-        else:
-            kept = n_rows
-            connection.execute("CREATE VIEW kept AS SELECT seq FROM drafts")
-        if limit is not None and limit < kept:
-            notices.append(f"--limit keeps the first {limit} of {kept} rows")
-        _choose(connection, limit)
+        if limit is not None and limit < n_kept:
+            notices.append(f"--limit keeps the first {limit} of {n_kept} rows")
+        _choose(connection, filtered=where is not None, limit=limit)
         corpus = Corpus(connection, settled, notices, _block_rows(n_rows, n_bytes))
         _check_some_usable(corpus, connection)
     except BaseException:
@@ -212,48 +212,55 @@ def _numbered(drafts: pa.Table, first: int) -> pa.Table:
     return drafts.append_column("seq", pa.array(range(first, first + drafts.num_rows), pa.int64()))
 
 
-def _number_copies(connection: duckdb.DuckDBPyConnection) -> None:
+def _name_rows(connection: duckdb.DuckDBPyConnection) -> None:
     """Give each row its id: its own, or one made of its content with `-2`, `-3` for exact copies."""
     connection.execute(
-        "CREATE TABLE ids AS SELECT seq, if(has_own_id OR copy = 1, id, id || '-' || copy) AS id FROM "
-        "(SELECT seq, id, has_own_id, row_number() OVER (PARTITION BY id, has_own_id ORDER BY seq) AS copy FROM drafts)"
+        "CREATE TABLE copies AS SELECT seq, id || '-' || copy AS id FROM ("
+        "SELECT seq, id, row_number() OVER (PARTITION BY id ORDER BY seq) AS copy FROM drafts WHERE NOT has_own_id "
+        "AND id IN (SELECT id FROM drafts WHERE NOT has_own_id GROUP BY id HAVING count(*) > 1)) WHERE copy > 1"
+    )
+    connection.execute(
+        "CREATE VIEW named AS SELECT d.* REPLACE (coalesce(c.id, d.id) AS id) "
+        "FROM drafts d LEFT JOIN copies c USING (seq)"
     )
     twice = connection.execute(
-        "WITH again AS (SELECT id, seq, row_number() OVER (PARTITION BY id ORDER BY seq) AS time FROM ids), "
-        "first AS (SELECT id, seq FROM again WHERE time = 2 ORDER BY seq LIMIT 1) "
-        "SELECT i.id, d.location FROM first JOIN ids i USING (id) JOIN drafts d ON d.seq = i.seq ORDER BY i.seq LIMIT 2"
+        "WITH again AS (SELECT id FROM named GROUP BY id HAVING count(*) > 1), "
+        "places AS (SELECT id, location, seq, row_number() OVER (PARTITION BY id ORDER BY seq) AS time FROM named "
+        "SEMI JOIN again USING (id)), "
+        "first AS (SELECT id FROM places WHERE time = 2 ORDER BY seq LIMIT 1) "
+        "SELECT id, location FROM places SEMI JOIN first USING (id) ORDER BY seq LIMIT 2"
     ).fetchall()
     if twice:
         (id_, one), (_, other) = twice
         raise CorpusError(f"the id {id_!r} is there twice, at {one} and {other}; make ids unique or leave them out")
 
 
-def _choose(connection: duckdb.DuckDBPyConnection, limit: int | None) -> None:
-    """Make the table of rows that are kept, in input order."""
-    first = "" if limit is None else f"ORDER BY seq LIMIT {limit}"
-    connection.execute(
-        "CREATE TABLE chosen AS SELECT d.* REPLACE (i.id AS id) FROM drafts d JOIN ids i USING (seq) "
-        f"WHERE seq IN (SELECT seq FROM kept {first}) ORDER BY seq"
-    )
+def _choose(connection: duckdb.DuckDBPyConnection, *, filtered: bool, limit: int | None) -> None:
+    """Make the view of rows that are kept."""
+    if limit is not None:
+        those = "SEMI JOIN kept USING (seq)" if filtered else ""
+        connection.execute(f"CREATE TABLE first AS SELECT seq FROM drafts {those} ORDER BY seq LIMIT {limit}")
+    those = "SEMI JOIN first USING (seq)" if limit is not None else "SEMI JOIN kept USING (seq)" if filtered else ""
+    connection.execute(f"CREATE VIEW chosen AS SELECT * FROM named {those}")
 
 
 def _keep_where(
     connection: duckdb.DuckDBPyConnection, folder: Path, settled: Settled, raw_kinds: Mapping[str, Kind], where: str
-) -> None:
-    """Make the table of rows for which the expression is true."""
+) -> int:
+    """Make the table of rows for which the expression is true; return how many they are."""
     taken = {*_KEPT, *(name.lower() for name in settled.schema.names)}
     raw = Settled({name: name for name in sorted(raw_kinds) if name.lower() not in taken}, raw_kinds)
     path = folder / "where.parquet"
-    statement = "SELECT d.* REPLACE (i.id AS id) FROM drafts d JOIN ids i USING (seq) ORDER BY seq"
     known = [pa.field(name, pa.string()) for name in _KEPT]
     schema = pa.schema([*known, *settled.schema, *raw.schema, pa.field(ROW, pa.int64())])
     with pq.ParquetWriter(path, schema) as writer:
-        for batch in batches(connection, statement, BLOCK_ROWS):
+        for batch in batches(connection, "SELECT * FROM named", BLOCK_ROWS):
             drafts = pa.Table.from_batches([batch])
             writer.write_table(_query_table(drafts, settled, raw, schema))
     kept = rows_where(ds.dataset(path), where)
     path.unlink()
     insert(connection, "kept", pa.table({"seq": kept}))
+    return len(kept)
 
 
 def _query_table(drafts: pa.Table, settled: Settled, raw: Settled, schema: pa.Schema) -> pa.Table:

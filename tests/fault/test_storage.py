@@ -213,10 +213,10 @@ def test_outage_in_the_middle_is_resumed(case: Case, moto_s3: Storage, reach) ->
         url = bad.new_url()
         count = weather.next
 
-        def outage_after_two_receipts(method: str) -> str | None:
+        def outage_after_two_receipts(method: str, path: str) -> str | None:
             receipts = [key for key in filesystem(moto_s3).find(url.removeprefix("s3://")) if "/receipts/" in key]
             weather.share = 1.0 if len(receipts) >= 2 else 0.0
-            return count(method)
+            return count(method, path)
 
         weather.next = outage_after_two_receipts  # type: ignore[method-assign]
         result = run_cli(*case.command(url))
