@@ -39,7 +39,7 @@ N_ROWS = EXAMPLES_PER_UNIT * len(WORDS)
 
 def make_store(objects: ObjectStore, units: Sequence[int], n_layers: int = 1) -> None:
     """Write a store with one plan of these units, which are all extracted."""
-    writer.create_manifest(objects, _manifest())
+    writer.create_manifest(objects, made_up_manifest())
     with TemporaryDirectory() as folder:
         tables = PlanWriter(Path(folder), PLAN, EXAMPLES, {"plan": PLAN})
         for unit in units:
@@ -47,21 +47,23 @@ def make_store(objects: ObjectStore, units: Sequence[int], n_layers: int = 1) ->
             tables.add(_planned(unit, part, row_group), _examples(unit), _tokens(unit))
         digests = tables.finish([SKIPPED.empty_table()])
         put_tables(objects, PLAN, Path(folder), digests)
-    writer.commit_plan(objects, _plan(len(units), digests))
-    capture = _capture(n_layers)
+    n_tokens = len(units) * N_ROWS
+    n_examples = len(units) * EXAMPLES_PER_UNIT
+    writer.commit_plan(
+        objects, made_up_plan(PLAN, n_examples=n_examples, n_tokens=n_tokens, n_units=len(units), tables=digests)
+    )
+    capture = made_up_capture(CAPTURE, n_layers)
     documents.create(objects, capture)
     with ThreadPoolExecutor(16) as pool:
         assert all(pool.map(lambda unit: receipts.commit(objects, _receipt(capture, unit)), units))
 
 
-def _plan(n_units: int, tables: dict[str, str]) -> PlanDocument:
-    n_tokens = n_units * EXAMPLES_PER_UNIT * len(WORDS)
+def made_up_plan(name: str, *, n_examples: int, n_tokens: int, n_units: int, tables: dict[str, str]) -> PlanDocument:
+    """Return the document of a plan in which every token has a row of its own."""
     return PlanDocument(
-        plan=PLAN,
+        plan=name,
         digest="0",
-        counts=PlanCounts(
-            examples=n_units * EXAMPLES_PER_UNIT, tokens=n_tokens, rows=n_tokens, units=n_units, skipped=0
-        ),
+        counts=PlanCounts(examples=n_examples, tokens=n_tokens, rows=n_tokens, units=n_units, skipped=0),
         settings={},
         sources=["made up"],
         corpus=CorpusRecipe(inputs=[], map={}, where=None, limit=None),
@@ -87,25 +89,28 @@ def _planned(unit: int, part: int, row_group: int) -> PlannedUnit:
     )
 
 
-def _manifest() -> Manifest:
+def made_up_manifest(unit_rows: int = UNIT_ROWS) -> Manifest:
+    """Return a manifest without a tokenizer to speak of."""
     tokenizer = TokenizerIdentity(
         name="made-up", digest="0", template_digest="0", think_open="", think_close="", template_date=""
     )
-    chunking = Chunking(chunk_rows=256, unit_rows=UNIT_ROWS)
+    chunking = Chunking(chunk_rows=256, unit_rows=unit_rows)
     return Manifest(cliffstore_version="0", created="2026-01-01T00:00:00Z", tokenizer=tokenizer, chunking=chunking)
 
 
-def _capture(n_layers: int) -> CaptureDocument:
+def made_up_capture(
+    name: str, n_layers: int, width: int = 8, dtype: str = "float32", alias: str = "main"
+) -> CaptureDocument:
+    """Return the document of a capture of `resid_post`."""
     model = ModelIdentity(
         name="made-up", revision=None, config_digest="0", weights_digest=None, model_type="llama", n_layers=n_layers,
-        d_model=8, n_heads=1, d_head=8,
+        d_model=width, n_heads=1, d_head=width,
     )  # fmt: skip
-    arrays = [ArrayIdentity(site="resid_post", layer=layer, shape=[8]) for layer in range(n_layers)]
+    arrays = [ArrayIdentity(site="resid_post", layer=layer, shape=[width]) for layer in range(n_layers)]
     passes = PassSettings(kind="tree", tokens=256, products="native")
     return CaptureDocument(
-        capture=CAPTURE, alias="main", model=model, arrays=arrays, dtype="float32", passes=passes,
-        cliffstore_version="0",
-    )  # fmt: skip
+        capture=name, alias=alias, model=model, arrays=arrays, dtype=dtype, passes=passes, cliffstore_version="0"
+    )
 
 
 def _receipt(capture: CaptureDocument, unit: int) -> Receipt:
