@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -37,11 +33,10 @@ class Sweep:
     deal: Deal
     test: tuple[LabelledRows | None, ...]
     test_source: VectorSource | None
-    threads: int | None
 
     @classmethod
-    def of(cls, inputs: FitInputs, threads: int | None) -> Sweep:
-        """Return what the cells of a fit share. `threads` limits those of each worker's matrix products."""
+    def of(cls, inputs: FitInputs) -> Sweep:
+        """Return what the cells of a fit share."""
         settings = inputs.settings
         return cls(
             inputs.source,
@@ -51,7 +46,6 @@ class Sweep:
             inputs.deal,
             inputs.test,
             inputs.test_source,
-            threads,
         )
 
 
@@ -64,9 +58,12 @@ class Cell:
 
 
 def fit_layer(task: tuple[Sweep, int]) -> list[Cell]:
-    """Fit the probes of one layer, one for each place, in memory. A function for a `Mapper`."""
+    """Fit the probes of one layer, one for each place, in memory. A function for a `Mapper`.
+
+    One thread: the products are too small for several, which wait for each other longer than they compute.
+    """
     sweep, layer = task
-    with threadpool_limits(sweep.threads) if sweep.threads else nullcontext():
+    with threadpool_limits(1):
         h_ND = read_layer(sweep.source, layer, sweep.samples)
         test_ND = read_layer(sweep.test_source, layer, sweep.test) if sweep.test_source else [None] * len(h_ND)
         return [
@@ -129,8 +126,7 @@ def read_layer(source: VectorSource, layer: int, samples: tuple[LabelledRows | N
 
 def read_vectors(source: VectorSource, layer: int, rows_N: Rows) -> Vectors:
     """Return vectors [N, D] of rows; per-head vectors are flattened."""
-    reader = _reader(source.url, json.dumps(dict(source.storage_options), sort_keys=True, default=str))
-    return reader.vectors(source.site, layer, rows_N, source.alias).reshape(len(rows_N), -1)
+    return _reader(source).vectors(source.site, layer, rows_N, source.alias).reshape(len(rows_N), -1)
 
 
 def score_rows(source: VectorSource, layer: int, rows_N: Rows, weights: ProbeWeights) -> Vectors:
@@ -142,8 +138,15 @@ def score_rows(source: VectorSource, layer: int, rows_N: Rows, weights: ProbeWei
     return np.concatenate(parts) if parts else np.zeros(0, dtype=np.float32)
 
 
-@lru_cache(maxsize=4)
-def _reader(url: str, storage_options: str) -> StoreReader:
-    """Open a store once in each process. What is extracted is listed then: a fit is told all its rows beforehand."""
-    options: Mapping[str, object] = json.loads(storage_options)
-    return StoreReader(url, options)
+_OPENED: dict[tuple[str, str], StoreReader] = {}
+_MOST_OPENED = 4
+
+
+def _reader(source: VectorSource) -> StoreReader:
+    """Open a store once in each process and fit. What is extracted is listed then: a fit has all its rows before."""
+    key = (source.url, source.session)
+    if key not in _OPENED:
+        while len(_OPENED) >= _MOST_OPENED:
+            _OPENED.pop(next(iter(_OPENED)))
+        _OPENED[key] = StoreReader(source.url, source.storage_options)
+    return _OPENED[key]

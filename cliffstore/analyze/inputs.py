@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from uuid import uuid4
 
 import numpy as np
 
@@ -26,12 +27,18 @@ _HOW = ("name", "memory_budget", "out_of_core", "test_store")
 
 @dataclass(frozen=True, slots=True)
 class VectorSource:
-    """Where vectors of one model and site are read from; pickles."""
+    """Where vectors of one model and site are read from; pickles.
+
+    Attributes
+    ----------
+    session : of one fit, in which a process opens the store once
+    """
 
     url: str
     storage_options: Mapping[str, object]
     alias: str
     site: str
+    session: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +103,7 @@ def find_inputs(catalog: Catalog, settings: ProbeSettings, notice: Notice, test:
     samples, dealt = _dealt(replace(settings, positive=positive), labelled, found, notice)
     inputs = FitInputs(
         settings,
-        VectorSource(reader.url, dict(reader.objects.storage_options), alias, settings.site),
+        _source(reader, alias, settings.site),
         tuple(layers),
         captures,
         positive,
@@ -202,9 +209,7 @@ def _with_test(
     return replace(inputs, test=kept, test_source=source, test_captures=tested)
 
 
-def _source_of_test(
-    inputs: FitInputs, reader: StoreReader, other: StoreReader
-) -> tuple[VectorSource, tuple[str, ...]]:
+def _source_of_test(inputs: FitInputs, reader: StoreReader, other: StoreReader) -> tuple[VectorSource, tuple[str, ...]]:
     """Return where a test set of another store is read.
 
     Raises
@@ -230,4 +235,8 @@ def _source_of_test(
                 f"{list(array.row_shape)}, this store has {list(own_array.row_shape)}"
             )
         captures.append(found.capture)
-    return VectorSource(other.url, dict(other.objects.storage_options), alias, inputs.source.site), tuple(captures)
+    return _source(other, alias, inputs.source.site), tuple(captures)
+
+
+def _source(reader: StoreReader, alias: str, site: str) -> VectorSource:
+    return VectorSource(reader.url, dict(reader.objects.storage_options), alias, site, uuid4().hex)

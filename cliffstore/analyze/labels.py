@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,18 +26,16 @@ class ProbeSettings:
 
     Attributes
     ----------
-    kind : logistic, mean_difference or lda
     label : a column or SQL expression over `examples`; `where` and `test_where` are conditions
     positions : places as `places.parse_places` reads them
     test_store : URL of a store of the same model, whose examples are a test set
     c, shrinkage : None where cross-validation chooses
-    class_weight : balanced or none
     memory_budget : bytes of vectors in memory at once, None for what this machine has
     out_of_core : fit over units, whatever the budget
     """
 
     name: str
-    kind: str = "logistic"
+    kind: Literal["logistic", "mean_difference", "lda"] = "logistic"
     label: str = "label"
     positive: str | None = None
     site: str = "resid_post"
@@ -48,7 +47,7 @@ class ProbeSettings:
     test_store: str | None = None
     c: float | None = None
     shrinkage: float | None = None
-    class_weight: str = "balanced"
+    class_weight: Literal["balanced", "none"] = "balanced"
     seed: int = 0
     memory_budget: int | None = None
     out_of_core: bool = False
