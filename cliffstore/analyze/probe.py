@@ -24,7 +24,7 @@ from cliffstore.schema import ProbeDocument
 from cliffstore.store.catalog import Catalog
 from cliffstore.store.probes import ProbeWeights
 
-SMALL = 10_000_000
+SMALL = 20_000_000
 """Numbers in all cells together, below which processes take longer to start than to work."""
 
 Begin = Callable[[int], None]

@@ -13,14 +13,16 @@ import numpy.typing as npt
 
 from cliffstore.access import scheme_of
 from cliffstore.analyze.cliff import CliffReport, rank_cliffs
+from cliffstore.analyze.imported import Direction, as_given, calibrated, check_direction
 from cliffstore.analyze.inputs import find_inputs
 from cliffstore.analyze.labels import ProbeSettings
 from cliffstore.analyze.probe import SMALL, fit_probe, size_of
 from cliffstore.analyze.score import ScoreReport, score_units
 from cliffstore.config import ProbeConfig, check_name
-from cliffstore.errors import ProbeError
+from cliffstore.errors import ConfigError, ProbeError
 from cliffstore.publish.export import ExportReport, export_selection
 from cliffstore.publish.selection import SelectionReport, select_examples
+from cliffstore.run.directions import as_vector, write_direction
 from cliffstore.run.origins import Origins
 from cliffstore.run.progress import LineReporter, Piece, Reporter
 from cliffstore.run.repair import RepairReport, repair_store
@@ -30,7 +32,7 @@ from cliffstore.schema import ProbeDocument
 from cliffstore.settings import read_config
 from cliffstore.store import layout, receipts
 from cliffstore.store.catalog import Catalog
-from cliffstore.store.probes import keep_copies, list_probes, write_probe
+from cliffstore.store.probes import keep_copies, list_probes, read_probe, write_probe
 from cliffstore.store.reader import StoreReader, compact_ranges
 from cliffstore.store.verify import VerifyReport
 from cliffstore.store.writer import capture_specs
@@ -197,10 +199,72 @@ class Store:
         self.refresh()
         return document
 
+    def import_probe(
+        self,
+        name: str,
+        weights: object,
+        *,
+        layer: int,
+        bias: float | None = None,
+        calibrate: str | None = None,
+        replace: bool = False,
+        **settings: object,
+    ) -> ProbeDocument:
+        """Keep a direction that was found elsewhere as a probe.
+
+        Parameters
+        ----------
+        weights : float [D]: a NumPy array, a torch tensor or a list
+        bias : b of score = w·h + b; default 0
+        calibrate : label on which scale and offset are fitted, so that the score is a logit, and figures are found
+        settings : `site`, `model`, `positions`; with `calibrate` also what chooses examples, as for `fit_probe`
+
+        Raises
+        ------
+        ConfigError, ProbeError, StoreError
+            It is no vector of the site's width, or has NaN, or cannot be calibrated as asked.
+        """
+        check_name(name, "probe")
+        given = {"store": self.reader.url, "name": name, "layers": str(layer), **settings}
+        if calibrate is not None:
+            if bias is not None:
+                raise ConfigError("a direction has an offset that is given, or one that is calibrated: leave one out")
+            given["label"] = calibrate
+        asked = read_config(ProbeConfig, None, given)
+        w_D = as_vector(weights)
+        direction = Direction(name, w_D, bias, asked.site, layer, asked.model, asked.positions)
+        check_direction(self.reader, direction)
+        if calibrate is None:
+            document, kept = as_given(self.reader, direction, self._reporter.notice)
+        else:
+            inputs = find_inputs(self.catalog, probe_settings(asked), self._reporter.notice)
+            document, kept = calibrated(self.catalog, direction, inputs, self._reporter.notice)
+        write_probe(self.reader.objects, document, kept, replace=replace)
+        self.refresh()
+        return document
+
+    def export_probe(self, name: str, output: str) -> ProbeDocument:
+        """Write a probe to a `.safetensors`, `.npz` or `.npy` file; path or URL.
+
+        Raises
+        ------
+        ConfigError, ProbeError
+            There is no such probe, or no such kind of file.
+        """
+        document, weights = read_probe(self.reader.objects, name)
+        write_direction(output, document, weights, self._options_for(output))
+        if output.lower().endswith(".npy"):
+            self._reporter.notice(f"a .npy file holds w alone; b is {weights.b}")
+        return document
+
+    def _options_for(self, url: str) -> Mapping[str, object] | None:
+        """Return the store's storage options for a URL of the same scheme."""
+        store = self.reader.objects
+        return store.storage_options if scheme_of(url) == scheme_of(store.url) else None
+
     def _test_catalog(self, url: str) -> Catalog:
         """Open another store, with this one's storage options where it has the same scheme."""
-        store = self.reader.objects
-        return Catalog(StoreReader(url, store.storage_options if scheme_of(url) == scheme_of(store.url) else None))
+        return Catalog(StoreReader(url, self._options_for(url)))
 
     def score(self, probe: str) -> ScoreReport:
         """Score every extracted token that has no score of this probe yet."""
@@ -266,9 +330,8 @@ class Store:
 
         `output_options` are storage options of `output`; by default the store's, where both have the same scheme.
         """
-        store = self.reader.objects
-        if output_options is None and scheme_of(output) == scheme_of(store.url):
-            output_options = store.storage_options
+        if output_options is None:
+            output_options = self._options_for(output)
         report = export_selection(
             self.catalog,
             selection=selection,
