@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from itertools import islice
 from typing import TypeVar
 
-from joblib.externals.loky import ProcessPoolExecutor
+from joblib.externals.loky import ProcessPoolExecutor, process_executor
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -86,8 +86,10 @@ class BlockPool:
 def _begin() -> None:
     """Keep torch out of a process that does not need it: importing it takes most of its time and memory.
 
-    Ctrl-C is for the process that started this one, and that ends it.
+    Ctrl-C is for the process that started this one, and that ends it. loky takes a process that has grown for one that
+    leaks and replaces it: ours hold blocks of a store, within bounds of their own.
     """
+    process_executor._USE_PSUTIL = False
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"  # else it says that torch is missing
     signal.signal(signal.SIGINT, signal.SIG_IGN)
