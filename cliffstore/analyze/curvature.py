@@ -19,10 +19,19 @@ _MOST_PRODUCTS = 1_000
 
 
 class HessianSteps:
-    """Steps by a Hessian, which is computed along with the gradient, and kept for further points where that will do."""
+    """Steps by a Hessian, which is computed along with the gradient, and kept for further points where that will do.
+
+    Attributes
+    ----------
+    is_free : whether a step costs no pass
+    contraction : what the last step left of the gradient, in the norm of the Hessian's inverse; 1 before there was one
+    """
+
+    is_free = True
 
     def __init__(self, objective: Objective) -> None:
         self._objective = objective
+        self.contraction = 1.0
         self._products = Curvature.FLOAT32
         self._wanted = self._is_fresh = self._was_fresh = True
         self._factor: tuple[Floats, bool] | None = None
@@ -53,21 +62,25 @@ class HessianSteps:
 
     def judge(self, here: Sums, there: Sums, *, is_small: bool) -> None:
         """Decide by a step that was taken whether the next point needs a Hessian of its own."""
-        left = self._norm(there) / max(self._norm(here), np.finfo(float).tiny)
-        self._wanted = left > _CONTRACTION
-        if self._was_fresh and is_small and left > _TOO_COARSE:
-            self._products = Curvature.FLOAT64
-
-    def _norm(self, sums: Sums) -> float:
         assert self._factor is not None
-        return float(np.sqrt(sums.gradient_E @ cho_solve(self._factor, sums.gradient_E)))
+        before, after = (sums.gradient_E @ cho_solve(self._factor, sums.gradient_E) for sums in (here, there))
+        self.contraction = _ratio(after, before)
+        self._wanted = self.contraction > _CONTRACTION
+        if self._was_fresh and is_small and self.contraction > _TOO_COARSE:
+            self._products = Curvature.FLOAT64
 
 
 class ProductSteps:
-    """Steps by conjugate gradients, preconditioned with the Hessian's diagonal; each of their iterations is a pass."""
+    """Steps by conjugate gradients, preconditioned with the Hessian's diagonal; each of their iterations is a pass.
+
+    Attributes as for `HessianSteps`; the norm is that of the diagonal's inverse.
+    """
+
+    is_free = False
 
     def __init__(self, objective: Objective) -> None:
         self._objective = objective
+        self.contraction = 1.0
 
     def look(self, point_E: Floats) -> Sums:
         """Return loss, gradient and the curvature's diagonal at a point."""
@@ -94,4 +107,12 @@ class ProductSteps:
         return step_E
 
     def judge(self, here: Sums, there: Sums, *, is_small: bool) -> None:
-        """Nothing is kept from one point to the next."""
+        """Take note of what a step has left."""
+        assert here.curvature is not None
+        before, after = (float(sums.gradient_E @ (sums.gradient_E / here.curvature)) for sums in (here, there))
+        self.contraction = _ratio(after, before)
+
+
+def _ratio(after: float, before: float) -> float:
+    """Return the ratio of two norms, from their squares."""
+    return float(np.sqrt(after / max(before, np.finfo(float).tiny)))

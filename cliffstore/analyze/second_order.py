@@ -6,9 +6,9 @@ at the one optimum. A pass sends the current point to workers and sums what they
 moves.
 
 Passes are few: Newton first runs on random chunks, an eighth of an eighth ... of the rows, whose optimum is near. On
-all rows a Hessian is then kept for as long as each step makes the error ten times smaller, and the step that is small
-enough is taken without looking again. Beyond `MOST_WIDTH` a Hessian is too large to send around: the same loop finds
-its step by conjugate gradients, a pass each.
+all rows a Hessian is then kept for as long as each step makes the error ten times smaller, and the step that is known
+to leave little is taken without looking again. Beyond `MOST_WIDTH` a Hessian is too large to send around: the same
+loop finds its step by conjugate gradients, a pass each.
 
 Cost of a pass over N rows: reading them, 2 N D multiplications, and N D^2 / 2 more for a Hessian.
 """
@@ -33,7 +33,8 @@ _SMALLER = 8
 _ROWS_PER_DIMENSION = 20
 """Rows that a smaller sample has for each dimension, at least: fewer say little about the optimum."""
 _TOLERANCE, _ROUGH = 1e-6, 3e-2
-"""Of the last step, relative to v: on all rows (what is left is a tenth of it or less), and on a sample of them."""
+"""Of the error that is left, relative to v: the last step times what the one before left of its error. On all rows, and
+on a sample of them."""
 _SMALL = 0.1
 """Of a step: from so near, Newton's error becomes much smaller at once."""
 _MOST_STEPS, _MOST_HALVINGS = 100, 40
@@ -48,14 +49,14 @@ class FitReport:
     passes : rows read / rows of the fit, samples of them included
     steps : of Newton, on all rows
     gradient_norm : |gradient| / (C sum s) at the point before the last step
-    last_step : |step| / |v| of that step, on standardised vectors
+    error : distance from the optimum over |v|, on standardised vectors, as the last two steps tell it
     """
 
     n_rows: int
     passes: float
     steps: int
     gradient_norm: float
-    last_step: float
+    error: float
 
 
 def fit_logistic(
@@ -106,7 +107,7 @@ def fit_logistic(
     weights = ProbeWeights(w_D.astype(np.float32), float(point_E[-1] - w_D @ whole.mean_D))
     total = c * float(weights_C @ counts_C)
     passes = (n_read + objective.n_read) / len(y_N)
-    return weights, FitReport(len(y_N), passes, search.steps, search.gradient_norm / total, search.last_step)
+    return weights, FitReport(len(y_N), passes, search.steps, search.gradient_norm / total, search.error)
 
 
 def _samples(part: Part) -> list[Part]:
@@ -133,27 +134,34 @@ class _Search:
 
     Attributes
     ----------
-    steps, gradient_norm, last_step : as in `FitReport`
+    steps, gradient_norm, error : as in `FitReport`
     """
 
     def __init__(self, chooser: HessianSteps | ProductSteps, tolerance: float) -> None:
         self._chooser, self._tolerance = chooser, tolerance
-        self.steps, self.gradient_norm, self.last_step = 0, np.inf, np.inf
+        self._last_step = np.inf
+        self.steps, self.gradient_norm = 0, np.inf
+
+    @property
+    def error(self) -> float:
+        return self._last_step * self._chooser.contraction
 
     def run(self, point_E: Floats) -> Floats:
         """Return the optimum, from a point to begin at."""
         here = self._chooser.look(point_E)
         while self.steps < _MOST_STEPS:
+            if not self._chooser.is_free and self.error <= self._tolerance:
+                return point_E
             step_E = self._chooser.step(point_E, here)
             self.steps += 1
             self.gradient_norm = float(np.linalg.norm(here.gradient_E))
             length = float(np.linalg.norm(point_E[:-1] + step_E[:-1]))
-            self.last_step = float(np.linalg.norm(step_E[:-1])) / max(length, np.finfo(float).tiny)
-            if self.last_step <= self._tolerance or _is_lost_in_rounding(here, step_E):
+            self._last_step = float(np.linalg.norm(step_E[:-1])) / max(length, np.finfo(float).tiny)
+            if self.error <= self._tolerance or _is_lost_in_rounding(here, step_E):
                 return point_E + step_E
             point_E, here = self._walk(point_E, here, step_E)
         raise CliffstoreError(
-            f"the fit did not settle in {_MOST_STEPS} steps (the last one was {self.last_step:.1e} of the weights): "
+            f"the fit did not settle in {_MOST_STEPS} steps (the last one was {self._last_step:.1e} of the weights): "
             "choose a smaller C"
         )
 
@@ -166,7 +174,7 @@ class _Search:
             there_E = point_E + share * step_E
             there = self._chooser.look(there_E)
             if there.loss <= here.loss + 1e-4 * share * slope + rounding:
-                self._chooser.judge(here, there, is_small=self.last_step < _SMALL)
+                self._chooser.judge(here, there, is_small=self._last_step < _SMALL)
                 return there_E, there
             share /= 2
         raise CliffstoreError("the fit cannot go on: the loss falls in no direction; choose a smaller C")

@@ -99,7 +99,8 @@ def test_optimum_is_that_of_scikit_learn(case: Case, c: float, class_weight: str
     weights, report = fit_logistic(case.source, case.rows_N, case.y_N, c, class_weight, InTurn())
     assert_same(weights, case.vectors(case.rows_N), case.y_N, c, class_weight)
     assert report.n_rows == len(case.rows_N)
-    assert report.gradient_norm < 1e-6
+    assert report.error <= 1e-6
+    assert report.gradient_norm < 1e-3
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
