@@ -168,7 +168,6 @@ def measured(command: list[str]) -> tuple[dict[str, object], float, float]:
             with suppress(psutil.NoSuchProcess):
                 family = [top, *top.children(recursive=True)]
                 rss = max(rss, _total(family, full=False))
-                    print([f"{x.memory_info().rss / 1e6:.0f}" for x in family], flush=True)
                 if number % 5 == 0:
                     pss = max(pss, _total(family, full=True))
             number += 1

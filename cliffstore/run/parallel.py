@@ -11,9 +11,11 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from importlib.abc import MetaPathFinder
 from itertools import islice
+from types import ModuleType
 from typing import TypeVar
 
 from joblib.externals.loky import ProcessPoolExecutor, process_executor
@@ -83,6 +85,14 @@ class BlockPool:
         return self._executor
 
 
+class _NoTorch(MetaPathFinder):
+    """Finds torch, and says that it is not there."""
+
+    def find_spec(self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> None:
+        if name == "torch":
+            raise ModuleNotFoundError("No module named 'torch'", name=name)
+
+
 def _begin() -> None:
     """Keep torch out of a process that does not need it: importing it takes most of its time and memory.
 
@@ -90,6 +100,6 @@ def _begin() -> None:
     leaks and replaces it: ours hold blocks of a store, within bounds of their own.
     """
     process_executor._USE_PSUTIL = False
-    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
+    sys.meta_path.insert(0, _NoTorch())  # None in sys.modules would be taken for torch by scipy
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"  # else it says that torch is missing
     signal.signal(signal.SIGINT, signal.SIG_IGN)
