@@ -37,12 +37,14 @@ sys.path.insert(0, str(HERE.parent / "tests"))
 
 from cliffstore.analyze.labels import ProbeSettings  # noqa: E402
 from cliffstore.analyze.second_order import fit_logistic  # noqa: E402
-from cliffstore.analyze.streams import find_source, scores  # noqa: E402
+from cliffstore.analyze.streams import scores, stored_array  # noqa: E402
 from cliffstore.run.store import Store  # noqa: E402
 from cliffstore.run.tasks import open_tasks  # noqa: E402
 
 UNIT_ROWS = 16_384
 SITE, LAYER, C = "resid_post", 0, 1.0
+BUDGET = 200_000_000
+"""Bytes for the sample that cross-validation and shuffled labels are computed on."""
 LABELS = (
     "SELECT t.row, CAST(e.label AS TINYINT) AS y FROM tokens t JOIN examples e USING (example) WHERE t.to_decision = 0"
 )
@@ -81,7 +83,7 @@ def against_scikit_learn(url: str, rows: int, workers: int) -> None:
     with open_tasks("local", workers) as tasks:
         list(tasks.map(abs, range(workers)))  # processes are there before the clock starts
         begin = time.perf_counter()
-        source = find_source(store.reader, SITE, LAYER, None, rows_N)
+        source = stored_array(store.reader, SITE, LAYER, None, rows_N)
         weights, report = fit_logistic(source, rows_N, y_N, C, "balanced", tasks)
         ours = time.perf_counter() - begin
         scores_N = scores(source, rows_N, weights, tasks)
@@ -110,15 +112,21 @@ def fit(url: str, rows: int, workers: int) -> dict[str, object]:
     begin = time.perf_counter()
     if HAS_OPTION:
         with Store(url) as store:
-            settings = {"c": C, "layers": str(LAYER), "out_of_core": True, "executor": "local", "workers": workers}
-            document = store.fit_probe("many", replace=True, **settings)
-        return {"seconds": time.perf_counter() - begin, "how": "Store.fit_probe", "probe": document.model_dump()}
+            document = store.fit_probe(
+                "many", replace=True, layers=str(LAYER), positions="decision", where=f"example < {rows}", c=C,
+                out_of_core=True, memory_budget=BUDGET, executor="local", workers=workers,
+            )  # fmt: skip
+        cell = document.cells[0]
+        return {
+            "seconds": time.perf_counter() - begin, "how": "Store.fit_probe, out_of_core", "n_train": cell.n_train,
+            "n_validation": cell.n_validation, "auroc": cell.auroc, "auroc_low": cell.auroc_low,
+        }  # fmt: skip
     with Store(url) as store:
         rows_N, y_N = labelled(store, rows)
         reader = store.reader
         labels = time.perf_counter() - begin
     with open_tasks("local", workers) as tasks:
-        source = find_source(reader, SITE, LAYER, None, rows_N)
+        source = stored_array(reader, SITE, LAYER, None, rows_N)
         weights, report = fit_logistic(source, rows_N, y_N, C, "balanced", tasks, on_pass=_tell(begin))
         fitted = time.perf_counter() - begin
         scores(source, rows_N, weights, tasks)

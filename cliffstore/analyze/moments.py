@@ -16,7 +16,7 @@ from scipy.linalg import LinAlgError, cho_factor, cho_solve
 from scipy.linalg.blas import dsyrk
 
 from cliffstore.analyze.mapping import Mapper
-from cliffstore.analyze.streams import Floats, Rows, VectorSource, shares, tiles
+from cliffstore.analyze.streams import Floats, Rows, StoredArray, shares, tiles
 from cliffstore.errors import ProbeError
 from cliffstore.store.probes import ProbeWeights
 
@@ -98,7 +98,7 @@ def _moments(h_ND: npt.NDArray[np.floating], scatter: bool) -> Moments:
 
 @dataclass(frozen=True, slots=True)
 class _MomentsTask:
-    source: VectorSource
+    source: StoredArray
     rows_N: Rows
     part_N: Parts
     n_parts: int
@@ -106,7 +106,7 @@ class _MomentsTask:
 
 
 def stream_moments(
-    source: VectorSource, rows_N: Rows, part_N: Parts, n_parts: int, mapper: Mapper, *, scatter: bool
+    source: StoredArray, rows_N: Rows, part_N: Parts, n_parts: int, mapper: Mapper, *, scatter: bool
 ) -> list[Moments]:
     """Return the moments of each part of stored vectors, from one pass over them.
 

@@ -23,7 +23,7 @@ from scipy.linalg.blas import dsyrk, ssyrk
 from scipy.special import expit
 
 from cliffstore.analyze.mapping import Mapper
-from cliffstore.analyze.streams import Floats, Rows, VectorSource, shares, tiles
+from cliffstore.analyze.streams import Floats, Rows, StoredArray, shares, tiles
 
 Labels = npt.NDArray[np.integer]
 OnPass = Callable[[str], None]
@@ -51,7 +51,7 @@ class Standard:
 class Part:
     """Some rows, sorted, with their labels 0 or 1."""
 
-    source: VectorSource
+    source: StoredArray
     rows_N: Rows
     y_N: Labels
 

@@ -23,7 +23,7 @@ from cliffstore.analyze.curvature import HessianSteps, ProductSteps
 from cliffstore.analyze.mapping import Mapper
 from cliffstore.analyze.moments import merge, stream_moments
 from cliffstore.analyze.objective import Labels, Objective, OnPass, Part, Standard, Sums
-from cliffstore.analyze.streams import Floats, Rows, VectorSource
+from cliffstore.analyze.streams import Floats, Rows, StoredArray
 from cliffstore.errors import CliffstoreError, ProbeError
 from cliffstore.store.probes import ProbeWeights
 
@@ -60,7 +60,7 @@ class FitReport:
 
 
 def fit_logistic(
-    source: VectorSource,
+    source: StoredArray,
     rows_N: Rows,
     y_N: Labels,
     c: float,

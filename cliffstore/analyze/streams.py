@@ -10,7 +10,7 @@ Memory of a worker: two blocks as stored, one in float32 (`BLOCK_BYTES`), one ti
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -37,7 +37,7 @@ _CACHE_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class VectorSource:
+class StoredArray:
     """One stored array, as a worker opens it.
 
     Attributes
@@ -68,8 +68,8 @@ class VectorSource:
         return max(_TILE_BYTES // (8 * self.width), self.width // 4, 1)
 
 
-def find_source(reader: StoreReader, site: str, layer: int, alias: str | None, rows_N: Rows) -> VectorSource:
-    """Return the source of vectors of a (model, site, layer), all of whose `rows_N` are extracted.
+def stored_array(reader: StoreReader, site: str, layer: int, alias: str | None, rows_N: Rows) -> StoredArray:
+    """Return the array of a (model, site, layer), of which `rows_N` are all extracted.
 
     Raises
     ------
@@ -84,7 +84,7 @@ def find_source(reader: StoreReader, site: str, layer: int, alias: str | None, r
             "rows are missing): run the same `cliffstore extract` again"
         )
     chunking = reader.manifest.chunking
-    return VectorSource(reader.url, reader.objects.storage_options, spec, chunking.unit_rows, chunking.chunk_rows)
+    return StoredArray(reader.url, reader.objects.storage_options, spec, chunking.unit_rows, chunking.chunk_rows)
 
 
 def cut(rows_N: Rows, most: int, chunk_rows: int, unit_rows: int | None = None) -> list[slice]:
@@ -111,12 +111,12 @@ def cut(rows_N: Rows, most: int, chunk_rows: int, unit_rows: int | None = None) 
     return pieces
 
 
-def shares(source: VectorSource, rows_N: Rows) -> list[slice]:
+def shares(source: StoredArray, rows_N: Rows) -> list[slice]:
     """Cut sorted rows into shares."""
     return cut(rows_N, max(source.block_rows * _BLOCKS_OF_A_SHARE, source.width), source.chunk_rows)
 
 
-def blocks(source: VectorSource, rows_N: Rows) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
+def blocks(source: StoredArray, rows_N: Rows) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
     """Yield which of the sorted rows a block has, and its vectors as float32 [n, width]."""
     arrays = _opened(source)
     pieces = cut(rows_N, source.block_rows, source.chunk_rows, source.unit_rows)
@@ -129,12 +129,22 @@ def blocks(source: VectorSource, rows_N: Rows) -> Iterator[tuple[slice, npt.NDAr
             yield piece, to_float32(stored, source.spec.dtype).reshape(len(stored), source.width)
 
 
-def tiles(source: VectorSource, rows_N: Rows) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
+def tiles(source: StoredArray, rows_N: Rows) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
     """Yield which of the sorted rows a tile has, and its vectors as float32 [n, width]: a view of a block."""
     for piece, h_ND in blocks(source, rows_N):
         for first in range(0, len(h_ND), source.tile_rows):
             tile_TD = h_ND[first : first + source.tile_rows]
             yield slice(piece.start + first, piece.start + first + len(tile_TD)), tile_TD
+
+
+def vectors(source: StoredArray, rows_N: Rows) -> npt.NDArray[np.float32]:
+    """Return the vectors of rows, float32 [N, width], in the order given, read in this process."""
+    order_N = np.argsort(rows_N, kind="stable")
+    sorted_N = rows_N[order_N]
+    found_ND = np.empty((len(rows_N), source.width), dtype=np.float32)
+    for piece, h_ND in blocks(source, sorted_N):
+        found_ND[order_N[piece]] = h_ND
+    return found_ND
 
 
 def _read(arrays: ArrayIO, key: str, rows_N: Rows) -> Vectors:
@@ -152,7 +162,7 @@ _open: dict[str, ArrayIO] = {}
 """The arrays of the last source of this process."""
 
 
-def _opened(source: VectorSource) -> ArrayIO:
+def _opened(source: StoredArray) -> ArrayIO:
     if source.opened not in _open:
         _open.clear()
         _open[source.opened] = open_arrays(ObjectStore(source.url, source.storage_options), _CACHE_BYTES)
@@ -161,20 +171,45 @@ def _opened(source: VectorSource) -> ArrayIO:
 
 @dataclass(frozen=True, slots=True)
 class _Scoring:
-    source: VectorSource
+    source: StoredArray
     rows_N: Rows
-    weights: ProbeWeights
+    probes: tuple[ProbeWeights, ...]
+    which_N: npt.NDArray[np.int8] | None
 
 
-def scores(source: VectorSource, rows_N: Rows, weights: ProbeWeights, mapper: Mapper) -> npt.NDArray[np.float32]:
-    """Return the score of each row, float32 [N], in the order given: one pass over the rows."""
+def scores(
+    source: StoredArray,
+    rows_N: Rows,
+    weights: ProbeWeights | Sequence[ProbeWeights],
+    mapper: Mapper,
+    which_N: npt.NDArray[np.integer] | None = None,
+) -> npt.NDArray[np.float32]:
+    """Return the score of each row, float32 [N], in the order given: one pass over the rows.
+
+    Parameters
+    ----------
+    weights : a probe, or several, of which `which_N` says for each row by which one it is scored
+    """
     order_N = np.argsort(rows_N, kind="stable")
     sorted_N = rows_N[order_N]
-    tasks = (_Scoring(source, sorted_N[share], weights) for share in shares(source, sorted_N))
+    probes = (weights,) if isinstance(weights, ProbeWeights) else tuple(weights)
+    chosen_N = None if which_N is None else which_N[order_N].astype(np.int8)
+    tasks = (
+        _Scoring(source, sorted_N[share], probes, None if chosen_N is None else chosen_N[share])
+        for share in shares(source, sorted_N)
+    )
     found = np.empty(len(rows_N), dtype=np.float32)
     found[order_N] = np.concatenate([np.empty(0, dtype=np.float32), *mapper.map(_score, tasks)])
     return found
 
 
 def _score(task: _Scoring) -> npt.NDArray[np.float32]:
-    return np.concatenate([task.weights.scores(h_ND) for _, h_ND in blocks(task.source, task.rows_N)])
+    found = np.empty(len(task.rows_N), dtype=np.float32)
+    for piece, h_ND in blocks(task.source, task.rows_N):
+        if task.which_N is None:
+            found[piece] = task.probes[0].scores(h_ND)
+            continue
+        for number in np.unique(task.which_N[piece]):
+            of_it = task.which_N[piece] == number
+            found[piece][of_it] = task.probes[number].scores(h_ND[of_it])
+    return found

@@ -23,7 +23,7 @@ from cliffstore.analyze.moments import (
     nothing,
     stream_moments,
 )
-from cliffstore.analyze.streams import find_source
+from cliffstore.analyze.streams import stored_array
 from cliffstore.errors import ProbeError
 from cliffstore.store.objects import ObjectStore
 from cliffstore.store.reader import StoreReader
@@ -94,7 +94,7 @@ def test_one_pass_over_a_store_has_the_moments_of_each_part(
     rows_N, y_N = made.rows_and_labels()
     chosen = np.random.default_rng(0).permutation(len(rows_N))[:500]
     rows_N, part_N = rows_N[chosen], y_N[chosen] + 2 * (chosen % 2)
-    source = find_source(StoreReader(str(tmp_path)), "resid_post", 0, None, rows_N)
+    source = stored_array(StoreReader(str(tmp_path)), "resid_post", 0, None, rows_N)
     found = stream_moments(source, rows_N, part_N, 5, InTurn(), scatter=scatter)
     h_ND = np.concatenate([made.vectors_of(0, unit) for unit in range(3)])[rows_N]
     expected = moments_of(h_ND, part_N, 5, scatter=scatter)

@@ -16,10 +16,12 @@ from sklearn.preprocessing import StandardScaler
 from vector_store import VectorStore
 
 from cliffstore.analyze import streams
+from cliffstore.analyze.fits import FitRule, fit
 from cliffstore.analyze.mapping import InTurn
 from cliffstore.analyze.objective import Curvature, Objective, Part, PointTask, Standard
+from cliffstore.analyze.out_of_core import fit_out_of_core
 from cliffstore.analyze.second_order import fit_logistic
-from cliffstore.analyze.streams import VectorSource, blocks, cut, find_source, scores
+from cliffstore.analyze.streams import StoredArray, blocks, cut, scores, stored_array
 from cliffstore.errors import DamagedStoreError, ProbeError, StoreError
 from cliffstore.run.tasks import open_tasks
 from cliffstore.store import layout
@@ -45,8 +47,8 @@ class Case:
         self.rows_N, self.y_N = rows_N[chosen], y_N[chosen]
         self.source = self.of(self.rows_N)
 
-    def of(self, rows_N: npt.NDArray[np.int64]) -> VectorSource:
-        return find_source(self.reader, "resid_post", 1, None, rows_N)
+    def of(self, rows_N: npt.NDArray[np.int64]) -> StoredArray:
+        return stored_array(self.reader, "resid_post", 1, None, rows_N)
 
     def vectors(self, rows_N: npt.NDArray[np.int64]) -> Vectors:
         whole = np.concatenate([self.made.vectors_of(1, unit) for unit in range(self.made.n_units)])
@@ -205,10 +207,10 @@ def test_what_is_not_extracted_is_told_before_anything_is_read(tmp_path: Path) -
     objects.delete(layout.receipt("capture-of-main", 1))
     reader = StoreReader(str(tmp_path))
     with pytest.raises(StoreError, match=r"row \d+ of resid_post/1 is not extracted \(1024 of 3072 rows are missing\)"):
-        find_source(reader, "resid_post", 1, None, np.arange(3 * 1_024))
+        stored_array(reader, "resid_post", 1, None, np.arange(3 * 1_024))
     held = case.rows_N[case.rows_N // 1_024 != 1]
     y_N = case.y_N[case.rows_N // 1_024 != 1]
-    weights, _ = fit_logistic(find_source(reader, "resid_post", 1, None, held), held, y_N, 1.0, "balanced", InTurn())
+    weights, _ = fit_logistic(stored_array(reader, "resid_post", 1, None, held), held, y_N, 1.0, "balanced", InTurn())
     assert_same(weights, case.vectors(held), y_N, 1.0)
 
 
@@ -303,3 +305,29 @@ def test_what_travels_is_rows_labels_and_a_point(case: Case) -> None:
     standard = Standard(np.zeros(WIDTH), np.ones(WIDTH), (1.0, 1.0))
     task = PointTask(part, standard, np.zeros(WIDTH + 1), Curvature.FLOAT32)
     assert len(pickle.dumps(task)) < 9 * len(case.rows_N) + 3_000
+
+
+@pytest.mark.parametrize("kind", ["logistic", "mean_difference", "lda"])
+@pytest.mark.parametrize("class_weight", ["balanced", "none"])
+def test_every_kind_is_what_it_is_in_memory(case: Case, kind: str, class_weight: str) -> None:
+    rule = FitRule(kind, c=0.3, shrinkage=0.05, class_weight=class_weight)
+    fold_N = (case.rows_N % 5).astype(np.int8)
+    h_ND = case.vectors(case.rows_N)
+    in_memory = fit(h_ND, case.y_N, fold_N, rule).weights
+    found = fit_out_of_core(case.source, case.rows_N, case.y_N, fold_N, rule, InTurn(), lambda _text: None)
+    scale_D = h_ND.std(axis=0)
+    np.testing.assert_allclose(found.w_D * scale_D, in_memory.w_D * scale_D, rtol=1e-4, atol=1e-5)
+    assert found.b == pytest.approx(in_memory.b, rel=1e-4, abs=1e-4)
+
+
+def test_a_fold_without_one_class_is_no_part_of_the_scale(case: Case) -> None:
+    """All of a class in one fold: without it there is no direction, in memory as out of core."""
+    rule = FitRule("mean_difference")
+    fold_N = np.where(case.y_N == 1, 0, 1 + case.rows_N % 2).astype(np.int8)
+    in_memory = fit(case.vectors(case.rows_N), case.y_N, fold_N, rule).weights
+    found = fit_out_of_core(case.source, case.rows_N, case.y_N, fold_N, rule, InTurn(), lambda _text: None)
+    np.testing.assert_allclose(found.w_D, in_memory.w_D, rtol=1e-3, atol=1e-6)
+
+
+def test_vectors_come_in_the_order_of_the_rows(case: Case) -> None:
+    np.testing.assert_array_equal(streams.vectors(case.source, case.rows_N), case.vectors(case.rows_N))
