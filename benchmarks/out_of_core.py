@@ -113,7 +113,7 @@ def fit(url: str, rows: int, workers: int) -> dict[str, object]:
     if HAS_OPTION:
         with Store(url) as store:
             document = store.fit_probe(
-                "many", replace=True, layers=str(LAYER), positions="decision", where=f"example < {rows}", c=C,
+                f"fit-{int(time.time())}", layers=str(LAYER), positions="decision", where=f"example < {rows}", c=C,
                 out_of_core=True, memory_budget=BUDGET, executor="local", workers=workers,
             )  # fmt: skip
         cell = document.cells[0]

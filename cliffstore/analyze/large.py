@@ -8,10 +8,13 @@ over all training samples, to the same optimum (`out_of_core`).
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from cliffstore.analyze.cells import Cell, Sweep, cell_metrics, judged, reader_of
 from cliffstore.analyze.fits import FitRule, fit
@@ -67,8 +70,10 @@ def _fit_cell(sweep: Sweep, place: int, layer: int, mapper: Mapper, width: int, 
     train = fold_N != VALIDATION
     some = sample_of(samples, width, budget)
     some = some[train[some]]
-    h_MD = read_sample(sweep.source, layer, samples.rows_N[some])
-    found = fit(h_MD, samples.y_N[some], fold_N[some], sweep.rule)
+    with returned_memory():
+        h_MD = read_sample(sweep.source, layer, samples.rows_N[some])
+        found = fit(h_MD, samples.y_N[some], fold_N[some], sweep.rule)
+        del h_MD
     if len(some) < train.sum():
         notice(f"{_chosen(sweep.rule)} of layer {layer} is chosen on {len(some):,} of {int(train.sum()):,} samples")
     rule = replace(sweep.rule, c=found.c, shrinkage=found.shrinkage)
@@ -84,6 +89,21 @@ def _fit_cell(sweep: Sweep, place: int, layer: int, mapper: Mapper, width: int, 
         tested = judged(sweep, test.y_N, test.groups_N, test_N)
     fitted = replace(found, weights=weights)
     return Cell(cell_metrics(samples.place.name, layer, fitted, int(train.sum()), figures, tested), weights)
+
+
+@contextmanager
+def returned_memory() -> Iterator[None]:
+    """Have what Arrow reads meanwhile, and all that was freed, returned to the system, not kept for later use.
+
+    Reading the labels of millions of examples takes more memory than a fit out of core does.
+    """
+    pool = pa.default_memory_pool()
+    pa.set_memory_pool(pa.system_memory_pool())
+    try:
+        yield
+    finally:
+        pa.system_memory_pool().release_unused()
+        pa.set_memory_pool(pool)
 
 
 def read_sample(source: VectorSource, layer: int, rows_N: Rows) -> npt.NDArray[np.float32]:
