@@ -91,17 +91,16 @@ class ArrayIO(Protocol):
 class TensorstoreArrays:
     """Arrays through tensorstore: on a local disk, on S3 and on Google Cloud Storage."""
 
-    def __init__(self, objects: ObjectStore, kvstore: Mapping[str, object], cache_bytes: int | None = None) -> None:
+    def __init__(self, objects: ObjectStore, kvstore: Mapping[str, object]) -> None:
         tensorstore_environment()
         import tensorstore
 
         self._tensorstore = tensorstore
         self._objects, self._kvstore = objects, kvstore
         self._shards = ShardCheck(objects)
-        limits = _CACHE_BYTES if cache_bytes is None else {**_CACHE_BYTES, "read": cache_bytes}
         self._contexts = {
             use: tensorstore.Context({**TENSORSTORE_RETRIES, "cache_pool": {"total_bytes_limit": limit}})
-            for use, limit in limits.items()
+            for use, limit in _CACHE_BYTES.items()
         }
         self._open: dict[tuple[str, str], object] = {}
         self._reads: ArrayIO | None = None
@@ -247,18 +246,13 @@ def _unreadable(key: str, error: Exception) -> DamagedStoreError:
     return DamagedStoreError(f"array {key} cannot be read: {str(error).splitlines()[0][:300]}")
 
 
-def open_arrays(objects: ObjectStore, cache_bytes: int | None = None) -> ArrayIO:
-    """Return the fastest array access for the store's scheme.
-
-    Parameters
-    ----------
-    cache_bytes : most that is kept of what was read; who reads every chunk once has no use for it
-    """
+def open_arrays(objects: ObjectStore) -> ArrayIO:
+    """Return the fastest array access for the store's scheme."""
     url = objects.root if objects.is_local else objects.url
     folder = kvstore(url, objects.storage_options)
     if is_only_for_fsspec(url, objects.storage_options):
         _tell_of_detour(url)
-    return TensorstoreArrays(objects, folder, cache_bytes) if folder is not None else ZarrArrays(objects)
+    return TensorstoreArrays(objects, folder) if folder is not None else ZarrArrays(objects)
 
 
 @lru_cache
