@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cliffstore.errors import ConfigError
-from cliffstore.store.arrays import ArrayIO, Waiting
+from cliffstore.store.array_io import ArrayIO, Waiting
 from cliffstore.store.patience import log
 from cliffstore.store.shards import Grid, Piece, Vectors
 
