@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_matrix
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 
 from cliffstore.analyze.fits import FitRule, Fitted, Folds, fit
-from cliffstore.analyze.labels import Notice
+from cliffstore.analyze.labels import Notice, Ordinals
 from cliffstore.analyze.metrics import auroc, class_weights, log_loss
 from cliffstore.analyze.places import Place
 from cliffstore.analyze.samples import LabelledRows
@@ -71,7 +72,8 @@ def bag_of_tokens(
     if not (both_classes(examples.y_N[train]) and both_classes(examples.y_N[validation])):
         return Bag(None, None)
     known_V = np.unique(counts_EV[train].indices)
-    model = _fit_bag(counts_EV[train][:, known_V], examples.y_N[train], fold_E[train], class_weight)
+    with threadpool_limits(1):  # see cells.fit_layer
+        model = _fit_bag(counts_EV[train][:, known_V], examples.y_N[train], fold_E[train], class_weight)
     found = auroc(model.decision_function(counts_EV[validation][:, known_V]), examples.y_N[validation])
     if test is None:
         return Bag(found, None)
@@ -91,29 +93,49 @@ def _examples(samples: LabelledRows, fold_N: Folds, used: str, notice: Notice) -
     return samples.chosen(first_N), fold_N[first_N]
 
 
-def _counts(catalog: Catalog, place: Place, examples_E: npt.NDArray[np.int64], width: int = 0) -> csr_matrix:
-    """Return log(1 + how often each token occurs in each example up to the place), [E, vocabulary]."""
-    first, last = int(examples_E[0]), int(examples_E[-1])
-    condition, parameters = f"to_decision <= {place.offset}", [first, last]
-    if place.segment is not None:
-        condition = "position <= (SELECT max(u.position) FROM tokens u WHERE u.example = t.example AND u.segment = $3)"
-        parameters = [first, last, place.segment]  # type: ignore[list-item]
-    rows, columns, counts = [], [], []
+def _counts(catalog: Catalog, place: Place, examples_E: Ordinals, width: int = 0) -> csr_matrix:
+    """Return log(1 + how often each token occurs in each example up to the place), [E, vocabulary].
+
+    Parameters
+    ----------
+    width : of the vocabulary; tokens beyond are not counted. 0 for as many as occur
+    """
+    bounds = [int(examples_E[0]), int(examples_E[-1])]
+    last_E = None if place.segment is None else _last_positions(catalog, place.segment, examples_E)
+    upto = f" AND to_decision <= {place.offset}" if last_E is None else ""
+    rows, columns = [], []
     for batch in catalog.batches(
-        f"SELECT example, token_id, count(*) AS n FROM tokens t WHERE example BETWEEN $1 AND $2 AND {condition} "
-        "GROUP BY ALL",
-        parameters,
+        f"SELECT example, position, token_id FROM tokens WHERE example BETWEEN $1 AND $2{upto}", bounds
     ):
-        example_B, token_B, count_B = (batch.column(name).to_numpy() for name in ("example", "token_id", "n"))
-        index_B = np.minimum(np.searchsorted(examples_E, example_B), len(examples_E) - 1)
-        known = (examples_E[index_B] == example_B) & ((width == 0) | (token_B < max(width, 1)))
-        rows.append(index_B[known])
-        columns.append(token_B[known].astype(np.int64))
-        counts.append(count_B[known].astype(np.float64))
-    row_K, column_K, count_K = (np.concatenate(one) if one else np.zeros(0) for one in (rows, columns, counts))
-    width = width or (int(column_K.max()) + 1 if len(column_K) else 1)
-    where = (row_K.astype(np.int64), column_K.astype(np.int64))
-    return csr_matrix((np.log1p(count_K), where), (len(examples_E), width))
+        example_B, position_B, token_B = (batch.column(name).to_numpy() for name in batch.schema.names)
+        index_B = _index(examples_E, example_B)
+        known = (index_B >= 0) & ((width == 0) | (token_B < width))
+        if last_E is not None:
+            known &= position_B <= last_E[index_B]
+        rows.append(index_B[known].astype(np.int32))
+        columns.append(token_B[known].astype(np.int32))
+    row_K, column_K = (np.concatenate(one) if one else np.zeros(0, dtype=np.int32) for one in (rows, columns))
+    width = width or int(column_K.max(initial=0)) + 1
+    counts_EV = csr_matrix((np.ones(len(row_K)), (row_K, column_K)), (len(examples_E), width))
+    counts_EV.sum_duplicates()
+    counts_EV.data = np.log1p(counts_EV.data)
+    return counts_EV
+
+
+def _last_positions(catalog: Catalog, segment: str, examples_E: Ordinals) -> npt.NDArray[np.int64]:
+    """Return the position of the last token of a segment in each example."""
+    last_E = np.full(len(examples_E), -1, dtype=np.int64)
+    for batch in catalog.batches("SELECT example, position FROM tokens WHERE segment = $1", [segment]):
+        example_B, position_B = (batch.column(name).to_numpy() for name in batch.schema.names)
+        index_B = _index(examples_E, example_B)
+        np.maximum.at(last_E, index_B[index_B >= 0], position_B[index_B >= 0])
+    return last_E
+
+
+def _index(examples_E: Ordinals, example_B: Ordinals) -> npt.NDArray[np.int64]:
+    """Return the index of each example, -1 where it is not among those."""
+    index_B = np.minimum(np.searchsorted(examples_E, example_B), len(examples_E) - 1)
+    return np.where(examples_E[index_B] == example_B, index_B, -1)
 
 
 def _fit_bag(
@@ -133,4 +155,6 @@ def _fit_bag(
 
 
 def _model(c: float, class_weight: str) -> LogisticRegression:
-    return LogisticRegression(C=c, class_weight="balanced" if class_weight == "balanced" else None, max_iter=1_000)
+    return LogisticRegression(
+        C=c, class_weight="balanced" if class_weight == "balanced" else None, max_iter=1_000, tol=1e-3
+    )

@@ -186,7 +186,8 @@ class Store:
                 self._reporter.stage(f"probe: {name} is there already, fitted on the same examples")
                 return held
             small = asked.workers is None and asked.executor != "ray" and size_of(self.catalog, inputs) < SMALL
-            mapper = stack.enter_context(open_tasks(asked.executor, 1 if small else asked.workers))
+            tasks = open_tasks("local", 1) if small else open_tasks(asked.executor, asked.workers)
+            mapper = stack.enter_context(tasks)
             document, weights = fit_probe(
                 self.catalog,
                 inputs,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from commands import ok, run_cli
@@ -16,10 +18,12 @@ from vector_store import VectorStore
 from cliffstore.analyze import cells, large
 from cliffstore.analyze.cells import read_vectors
 from cliffstore.analyze.fits import fit_logistic
+from cliffstore.analyze.inputs import find_inputs
 from cliffstore.analyze.samples import MOST_OF_SEGMENT
+from cliffstore.config import ProbeConfig
 from cliffstore.errors import ConfigError, ProbeError
 from cliffstore.publish import heatmap
-from cliffstore.run.store import Store
+from cliffstore.run.store import Store, probe_settings
 from cliffstore.schema import ProbeDocument
 from cliffstore.store.objects import ObjectStore
 from cliffstore.store.probes import read_probe
@@ -275,6 +279,37 @@ def test_options_that_are_wrong_are_told(path: Path) -> None:
         assert told in result.stderr
         assert result.stderr.count("\n") == 1
     assert "wrong" not in ok("probe", "list", path).text
+
+
+class TellingStore(VectorStore):
+    """The token before the decision tells the label in all but some examples; vectors tell nothing."""
+
+    def _tokens(self, unit: int) -> pa.Table:
+        table = super()._tokens(unit)
+        telling_R = np.arange(self.n_rows) % self.tokens == self.tokens - 2
+        label_R = np.repeat(self.labels_of(unit), self.tokens)
+        ids_R = np.where(telling_R, 100 + label_R, table["token_id"].to_numpy()).astype(np.int32)
+        return table.set_column(table.schema.get_field_index("token_id"), table.schema.field("token_id"), [ids_R])
+
+
+def test_bag_of_tokens_tells_what_the_words_tell(tmp_path: Path) -> None:
+    """And nothing of the words that come after the place."""
+    made = TellingStore(n_units=1, width=4, n_layers=1, strength=0.0)
+    made.make(ObjectStore(str(tmp_path / "store")))
+    with Store(str(tmp_path / "store")) as opened:
+        for place, expected in (("decision", 1.0), ("-1", 1.0), ("-2", 0.5), ("think", 1.0), ("think_close", 1.0)):
+            document = opened.fit_probe(f"at{place}", positions=place, where="example >= 56", test_where="example < 56")
+            assert (document.bag_auroc, document.bag_test_auroc) == (expected, expected), place
+            assert document.chosen.auroc < 0.75, "a probe cannot tell"
+
+
+def test_what_crosses_a_process_pickles(store: Store) -> None:
+    asked = ProbeConfig(store="", name="p", positions="-1..0", test_where="example < 99", where="example >= 99")
+    inputs = find_inputs(store.catalog, probe_settings(asked), lambda _: None)
+    sweep = pickle.loads(pickle.dumps(cells.Sweep.of(inputs)))  # noqa: S301
+    found = pickle.loads(pickle.dumps(cells.fit_layer((sweep, 2))))  # noqa: S301
+    assert [cell.metrics for cell in found] == [cell.metrics for cell in cells.fit_layer((sweep, 2))]
+    assert [cell.metrics.positions for cell in found] == ["-1", "decision"]
 
 
 def test_a_direction_comes_and_goes(store: Store, path: Path, told: Told, tmp_path: Path) -> None:
