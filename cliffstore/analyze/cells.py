@@ -126,7 +126,7 @@ def read_layer(source: VectorSource, layer: int, samples: tuple[LabelledRows | N
 
 def read_vectors(source: VectorSource, layer: int, rows_N: Rows) -> Vectors:
     """Return vectors [N, D] of rows; per-head vectors are flattened."""
-    return _reader(source).vectors(source.site, layer, rows_N, source.alias).reshape(len(rows_N), -1)
+    return reader_of(source).vectors(source.site, layer, rows_N, source.alias).reshape(len(rows_N), -1)
 
 
 def score_rows(source: VectorSource, layer: int, rows_N: Rows, weights: ProbeWeights) -> Vectors:
@@ -142,7 +142,7 @@ _OPENED: dict[tuple[str, str], StoreReader] = {}
 _MOST_OPENED = 4
 
 
-def _reader(source: VectorSource) -> StoreReader:
+def reader_of(source: VectorSource) -> StoreReader:
     """Open a store once in each process and fit. What is extracted is listed then: a fit has all its rows before."""
     key = (source.url, source.session)
     if key not in _OPENED:

@@ -13,12 +13,12 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from cliffstore import __version__
-from cliffstore.analyze.cells import Cell, Sweep, fit_layer, read_vectors
+from cliffstore.analyze.cells import Cell, Sweep, fit_layer
 from cliffstore.analyze.controls import Bag, bag_of_tokens, shuffled_auroc
 from cliffstore.analyze.fits import Fitted
 from cliffstore.analyze.inputs import FitInputs
 from cliffstore.analyze.labels import Notice
-from cliffstore.analyze.large import bytes_needed, default_budget, fit_layer_over_units, sample_of
+from cliffstore.analyze.large import bytes_needed, default_budget, fit_layer_over_units, read_sample, sample_of
 from cliffstore.analyze.mapping import InTurn, Mapper
 from cliffstore.schema import ProbeDocument
 from cliffstore.store.catalog import Catalog
@@ -85,7 +85,7 @@ def _layers(
 
 def _shuffled(sweep: Sweep, cell: Cell, place: int, some: np.ndarray) -> float:
     samples = sweep.samples[place].chosen(some)
-    h_ND = read_vectors(sweep.source, cell.metrics.layer, samples.rows_N)
+    h_ND = read_sample(sweep.source, cell.metrics.layer, samples.rows_N)
     fitted = Fitted(cell.weights, cell.metrics.c, cell.metrics.shrinkage)
     folds = sweep.deal.of(samples.groups_N)
     with threadpool_limits(1):

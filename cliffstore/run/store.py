@@ -16,6 +16,7 @@ from cliffstore.analyze.cliff import CliffReport, rank_cliffs
 from cliffstore.analyze.imported import Direction, as_given, calibrated, check_direction
 from cliffstore.analyze.inputs import find_inputs
 from cliffstore.analyze.labels import ProbeSettings
+from cliffstore.analyze.large import returned_memory
 from cliffstore.analyze.probe import SMALL, fit_probe, size_of
 from cliffstore.analyze.score import ScoreReport, score_units
 from cliffstore.config import ProbeConfig, check_name
@@ -177,7 +178,8 @@ class Store:
         asked = read_config(ProbeConfig, None, {"store": self.reader.url, "name": name, **settings})
         with ExitStack() as stack:
             test = stack.enter_context(self._test_catalog(asked.test_store)) if asked.test_store else None
-            inputs = find_inputs(self.catalog, probe_settings(asked), self._reporter.notice, test)
+            with returned_memory():
+                inputs = find_inputs(self.catalog, probe_settings(asked), self._reporter.notice, test)
             held = next((probe for probe in list_probes(self.reader.objects) if probe.name == name), None)
             if held is not None and held.inputs == inputs.digest:
                 keep_copies(self.reader.objects, name)

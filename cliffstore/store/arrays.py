@@ -1,43 +1,37 @@
-"""Array input and output: Zarr v3, one array a (model, site, layer), one shard object a unit.
+"""Arrays: Zarr v3, one a (model, site, layer), one shard object a unit.
 
 zarr-python writes the metadata. Vectors go through tensorstore on local disks, S3 and Google Cloud Storage, where it
-is several times faster, and through zarr-python over fsspec for every other scheme; both sit behind the same methods.
+is several times faster, and through zarr-python over fsspec for every other scheme; both sit behind `ArrayIO`.
 bfloat16 is kept as its raw bits in uint16, since zarr-python has no bfloat16; the attribute `cliffstore.dtype` says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import zarr
-from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
-from zarr.abc.store import ByteRequest, RangeByteRequest, SuffixByteRequest
 from zarr.abc.store import Store as ZarrStore
 from zarr.codecs import BloscCodec, Crc32cCodec
-from zarr.core.buffer import Buffer, BufferPrototype
-from zarr.storage import FsspecStore, LocalStore, MemoryStore
+from zarr.core.buffer import Buffer
+from zarr.storage import MemoryStore
 
-from cliffstore.access import TENSORSTORE_RETRIES, is_only_for_fsspec, kvstore, tensorstore_environment
-from cliffstore.errors import CliffstoreError, DamagedStoreError
+from cliffstore.access import is_only_for_fsspec, kvstore
 from cliffstore.schema import Dtype
 from cliffstore.store import layout
-from cliffstore.store.objects import ObjectStore, answers_ranges
+from cliffstore.store.array_io import ArrayIO as ArrayIO
+from cliffstore.store.objects import ObjectStore
 from cliffstore.store.patience import log
-
-T = TypeVar("T")
-Vectors = npt.NDArray[np.generic]
+from cliffstore.store.shards import Vectors as Vectors
+from cliffstore.store.tensorstore_arrays import TensorstoreArrays
+from cliffstore.store.zarr_arrays import ZarrArrays, zarr_store
 
 STORED_DTYPE: dict[str, str] = {"bfloat16": "uint16", "float16": "float16", "float32": "float32"}
-_METADATA = "zarr.json"
-_CACHE_BYTES = {"read": 256 << 20, "write": 0}
-_WRITES = 8
-"""Arrays that zarr-python writes at the same time."""
+_CACHED_BYTES = 1 << 20
+"""What is converted at once, so that it is still in the processor's cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,185 +59,23 @@ class ArraySpec:
 
 def to_float32(stored: Vectors, dtype: str) -> npt.NDArray[np.float32]:
     """Return stored vectors as float32, without loss: bfloat16 bits are the upper half of a float32."""
+    if dtype == "float32":
+        return np.ascontiguousarray(stored, dtype=np.float32)
+    wide = np.empty(stored.shape, dtype=np.float32)
+    step = max(_CACHED_BYTES // max(wide[:1].nbytes, 1), 1)
+    for first in range(0, len(stored), step):
+        widen(stored[first : first + step], dtype, wide[first : first + step])
+    return wide
+
+
+def widen(stored: Vectors, dtype: str, wide: Vectors) -> None:
+    """Write stored vectors into memory of float32; fastest where both fit a processor's cache."""
     if dtype == "bfloat16":
-        return (stored.astype(np.uint32) << 16).view(np.float32)
-    return np.ascontiguousarray(stored, dtype=np.float32)
-
-
-class ArrayIO(Protocol):
-    """Reads and writes rows of the arrays of one store."""
-
-    def write(self, row_start: int, blocks: Mapping[str, Vectors]) -> None:
-        """Write the same rows of several arrays; all are durable, or an error is raised, when it returns.
-
-        Parameters
-        ----------
-        blocks : array key -> [rows, ...]; one of a whole shard becomes one object. May be changed afterwards.
-        """
-
-    def read_range(self, key: str, row_start: int, row_stop: int) -> Vectors:
-        """Read a contiguous range of rows."""
-
-    def read_rows(self, key: str, rows_N: npt.NDArray[np.int64]) -> Vectors:
-        """Read any rows, in the given order."""
-
-
-class TensorstoreArrays:
-    """Arrays through tensorstore: on a local disk, on S3 and on Google Cloud Storage."""
-
-    def __init__(self, objects: ObjectStore, kvstore: Mapping[str, object]) -> None:
-        tensorstore_environment()
-        import tensorstore
-
-        self._tensorstore = tensorstore
-        self._objects, self._kvstore = objects, kvstore
-        self._shards = ShardCheck(objects)
-        self._contexts = {
-            use: tensorstore.Context({**TENSORSTORE_RETRIES, "cache_pool": {"total_bytes_limit": limit}})
-            for use, limit in _CACHE_BYTES.items()
-        }
-        self._open: dict[tuple[str, str], object] = {}
-        self._reads: ArrayIO | None = None
-
-    def _array(self, key: str, use: str):  # type: ignore[no-untyped-def]  # tensorstore's arrays are untyped
-        if (key, use) not in self._open:
-            folder = {**self._kvstore, "path": f"{self._kvstore['path']}{key}/"}
-            spec = {"driver": "zarr3", "kvstore": folder}
-            context = self._contexts[use]
-            self._open[key, use] = self._patiently(
-                key, lambda: self._tensorstore.open(spec, open=True, context=context).result()
-            )
-        return self._open[key, use]
-
-    def _patiently(self, key: str, action: Callable[[], T]) -> T:
-        try:
-            return self._objects.patiently(action)
-        except ValueError as error:
-            raise error if isinstance(error, CliffstoreError) else _unreadable(key, error) from None
-
-    def write(self, row_start: int, blocks: Mapping[str, Vectors]) -> None:
-        arrays = {key: self._array(key, "write") for key in blocks}
-        unwritten = dict(blocks)
-
-        def write() -> None:
-            # No copies: the writes are waited for, and no cache refers to the blocks behind them.
-            futures = {
-                key: arrays[key][row_start : row_start + len(block)].write(
-                    block, can_reference_source_data_indefinitely=True
-                )
-                for key, block in unwritten.items()
-            }
-            failures = []
-            for key, future in futures.items():
-                if (error := future.exception()) is None:
-                    del unwritten[key]
-                else:
-                    failures.append(error)
-            if failures:
-                raise failures[0]
-
-        self._objects.patiently(write)
-
-    def read_range(self, key: str, row_start: int, row_stop: int) -> Vectors:
-        if (other := self._other_reader(key)) is not None:
-            return other.read_range(key, row_start, row_stop)
-        return self._read(key, slice(row_start, row_stop), np.arange(row_start, row_stop))
-
-    def read_rows(self, key: str, rows_N: npt.NDArray[np.int64]) -> Vectors:
-        if (other := self._other_reader(key)) is not None:
-            return other.read_rows(key, rows_N)
-        return self._read(key, rows_N, rows_N)
-
-    def _other_reader(self, key: str) -> ArrayIO | None:
-        """Return zarr-python's access where tensorstore would take a range for a whole object."""
-        if self._reads is None and not answers_ranges(self._objects, f"{key}/{_METADATA}"):
-            self._reads = ZarrArrays(self._objects)
-        return self._reads
-
-    def _read(self, key: str, where: slice | npt.NDArray[np.int64], rows_N: npt.NDArray[np.int64]) -> Vectors:
-        array = self._array(key, "read")
-        self._shards.check(key, array.shape, array.chunk_layout.write_chunk.shape[0], rows_N)
-        block: Vectors = self._patiently(key, lambda: array[where].read().result())
-        return block
-
-
-class ZarrArrays:
-    """Arrays anywhere fsspec reaches, through zarr-python."""
-
-    def __init__(self, objects: ObjectStore) -> None:
-        self._objects = objects
-        self._shards = ShardCheck(objects)
-        self._store = zarr_store(objects)
-        self._open: dict[str, zarr.Array] = {}
-
-    def _array(self, key: str) -> zarr.Array:
-        if key not in self._open:
-            try:
-                self._open[key] = self._objects.patiently(lambda: zarr.open_array(self._store, path=key, mode="r+"))
-            except (ValueError, FileNotFoundError) as error:
-                raise error if isinstance(error, CliffstoreError) else _unreadable(key, error) from None
-        return self._open[key]
-
-    def write(self, row_start: int, blocks: Mapping[str, Vectors]) -> None:
-        with ThreadPoolExecutor(_WRITES, thread_name_prefix="zarr") as pool:
-            for _ in pool.map(lambda key: self._write(key, row_start, blocks[key]), blocks):
-                pass
-
-    def _write(self, key: str, row_start: int, block: Vectors) -> None:
-        array = self._array(key)
-        shard_rows = _shard_rows(array)
-        # zarr-python reads a shard before it replaces it, and stumbles over a torn one.
-        if row_start % shard_rows == 0 and len(block) == shard_rows:
-            self._objects.delete(layout.shard(key, row_start // shard_rows, array.ndim))
-
-        def write() -> None:
-            array[row_start : row_start + len(block)] = block
-
-        self._objects.patiently(write)
-
-    def read_range(self, key: str, row_start: int, row_stop: int) -> Vectors:
-        return self._read(key, slice(row_start, row_stop), np.arange(row_start, row_stop))
-
-    def read_rows(self, key: str, rows_N: npt.NDArray[np.int64]) -> Vectors:
-        return self._read(key, rows_N, rows_N)
-
-    def _read(self, key: str, where: slice | npt.NDArray[np.int64], rows_N: npt.NDArray[np.int64]) -> Vectors:
-        array = self._array(key)
-        self._shards.check(key, array.shape, _shard_rows(array), rows_N)
-        try:
-            return np.asarray(self._objects.patiently(lambda: array.oindex[where]))
-        except (ValueError, RuntimeError) as error:
-            raise error if isinstance(error, CliffstoreError) else _unreadable(key, error) from None
-
-
-class ShardCheck:
-    """Tells a lost shard from a shard of zeros: Zarr readers fill in zeros for an object that is not there."""
-
-    def __init__(self, objects: ObjectStore) -> None:
-        self._objects = objects
-        self._seen: set[str] = set()
-
-    def check(self, key: str, shape: Sequence[int], shard_rows: int, rows_N: npt.NDArray[np.int64]) -> None:
-        """Raise `DamagedStoreError` where a row's shard is missing or empty, `IndexError` where a row is outside."""
-        if not len(rows_N):
-            return
-        if rows_N.min() < 0 or rows_N.max() >= shape[0]:
-            raise IndexError(f"array {key} has rows 0-{shape[0] - 1}, asked for {rows_N.min()}-{rows_N.max()}")
-        for unit in np.unique(rows_N // shard_rows):
-            shard = layout.shard(key, int(unit), len(shape))
-            if shard in self._seen:
-                continue
-            if not self._objects.size(shard):
-                raise DamagedStoreError(f"array {key} cannot be read: shard {shard} is missing or empty")
-            self._seen.add(shard)
-
-
-def _shard_rows(array: zarr.Array) -> int:
-    return int((array.shards or array.chunks)[0])
-
-
-def _unreadable(key: str, error: Exception) -> DamagedStoreError:
-    return DamagedStoreError(f"array {key} cannot be read: {str(error).splitlines()[0][:300]}")
+        bits = wide.view(np.uint32)
+        np.copyto(bits, stored, casting="unsafe")
+        np.left_shift(bits, 16, out=bits)
+    else:
+        np.copyto(wide, stored, casting="unsafe")
 
 
 def open_arrays(objects: ObjectStore) -> ArrayIO:
@@ -262,28 +94,6 @@ def _tell_of_detour(url: str) -> None:
         "through zarr-python, more slowly",
         url,
     )
-
-
-def zarr_store(objects: ObjectStore) -> ZarrStore:
-    """Return the store as zarr-python sees it."""
-    if objects.is_local:
-        return LocalStore(objects.root)
-    # zarr-python has an event loop of its own. A file system made for it would have to be closed in that loop, which
-    # fsspec does not know when the process ends; so zarr-python calls the one file system of the store, from threads.
-    return SuffixStore(AsyncFileSystemWrapper(objects.fs, asynchronous=True), path=objects.root)
-
-
-class SuffixStore(FsspecStore):
-    """Reads the end of an object, where a shard has its index, by its size: some schemes cannot count from the end."""
-
-    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
-        if isinstance(byte_range, SuffixByteRequest) and "s3" not in self.fs.protocol:
-            try:
-                size = await self.getsize(key)
-            except FileNotFoundError:
-                return None
-            byte_range = RangeByteRequest(max(size - byte_range.suffix, 0), size)
-        return await super().get(key, prototype, byte_range)
 
 
 def create_arrays(
