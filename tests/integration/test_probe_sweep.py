@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +14,7 @@ import torch
 from commands import ok, run_cli
 from vector_store import VectorStore
 
-from cliffstore.analyze import cells, large
-from cliffstore.analyze.cells import read_vectors
-from cliffstore.analyze.fits import fit_logistic
+from cliffstore.analyze import cells
 from cliffstore.analyze.inputs import find_inputs
 from cliffstore.analyze.samples import MOST_OF_SEGMENT
 from cliffstore.config import ProbeConfig
@@ -238,29 +235,20 @@ def test_layers_one_after_the_other_where_memory_is_short(store: Store, told: To
     assert found.cells == store.fit_probe("roomy", positions="-3..0", workers=1).cells
 
 
-def test_over_units_the_same_probe_is_found(store: Store, told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All that stands around the fit itself, which is exchanged for the one in memory."""
-
-    def in_memory(source, layer, rows_N, y_N, rule, mapper):
-        assert rule.c is not None
-        return fit_logistic(read_vectors(source, layer, rows_N), y_N, rule.c, rule.class_weight)
-
-    monkeypatch.setattr(large, "fit_out_of_core", in_memory)
-    monkeypatch.setattr(cells, "SCORED_ROWS", 50)
+def test_over_units_the_same_probes_are_found(store: Store, told: Told) -> None:
     options = {"where": "example % 4 <> 0", "test_where": "example % 4 = 0", "positions": "-1..0"}
     expected = store.fit_probe("inside", **options)
     found = store.fit_probe("outside", out_of_core=True, **options)
     assert [cell.model_dump() for cell in found.cells] == [
-        {name: pytest.approx(value, abs=1e-5) for name, value in cell.model_dump().items()} for cell in expected.cells
+        {
+            name: pytest.approx(value, abs=1e-3) if isinstance(value, float) else value
+            for name, value in cell.model_dump().items()
+        }
+        for cell in expected.cells
     ]
     assert found.shuffled_auroc == expected.shuffled_auroc
-    assert told.notices == []
-    monkeypatch.setattr(large, "_BYTES_A_NUMBER", 1_000)
-    small = store.fit_probe("sampled", layers="2", memory_budget=2_000_000, where="example % 4 <> 0")
-    assert any(re.fullmatch(r"C of layer 2 is chosen on \d+ of 3\d\d samples", notice) for notice in told.notices), (
-        told.notices
-    )
-    assert small.n_train == expected.n_train
+    assert len(told.notices) == 6
+    assert all("was fitted out of core" in notice for notice in told.notices)
 
 
 def test_options_that_are_wrong_are_told(path: Path) -> None:
