@@ -19,7 +19,9 @@ import numpy.typing as npt
 
 from cliffstore.analyze.mapping import Mapper
 from cliffstore.errors import StoreError
-from cliffstore.store.arrays import ArrayIO, ArraySpec, Vectors, open_arrays, to_float32
+from cliffstore.store.array_io import ArrayIO
+from cliffstore.store.arrays import ArraySpec, open_arrays, to_float32
+from cliffstore.store.gather import read_rows
 from cliffstore.store.objects import ObjectStore
 from cliffstore.store.probes import ProbeWeights
 from cliffstore.store.reader import StoreReader
@@ -32,8 +34,6 @@ BLOCK_BYTES = 16 << 20
 _TILE_BYTES = 4 << 20
 """Of a tile in float64: stays in a processor's cache while it is worked on."""
 _BLOCKS_OF_A_SHARE = 8
-_CACHE_BYTES = 8 << 20
-"""For the indexes of shards; chunks are read once a pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,7 @@ def blocks(source: StoredArray, rows_N: Rows) -> Iterator[tuple[slice, npt.NDArr
     arrays = _opened(source)
     pieces = cut(rows_N, source.block_rows, source.chunk_rows, source.unit_rows)
     with ThreadPoolExecutor(1, thread_name_prefix="read") as ahead:
-        reads = (ahead.submit(_read, arrays, source.spec.key, rows_N[piece]) for piece in pieces)
+        reads = (ahead.submit(read_rows, arrays, source.spec.key, rows_N[piece]) for piece in pieces)
         coming = next(reads, None)
         for piece in pieces:
             assert coming is not None
@@ -147,17 +147,6 @@ def vectors(source: StoredArray, rows_N: Rows) -> npt.NDArray[np.float32]:
     return found_ND
 
 
-def _read(arrays: ArrayIO, key: str, rows_N: Rows) -> Vectors:
-    """Return sorted rows of one unit as stored: as a range where they fill half of it."""
-    first, span = int(rows_N[0]), int(rows_N[-1] - rows_N[0]) + 1
-    if span == len(rows_N) and bool((np.diff(rows_N) == 1).all()):
-        return arrays.read_range(key, first, first + span)
-    if span <= 2 * len(rows_N):
-        return arrays.read_range(key, first, first + span)[rows_N - first]
-    distinct, inverse = np.unique(rows_N, return_inverse=True)
-    return arrays.read_rows(key, distinct)[inverse]
-
-
 _open: dict[str, ArrayIO] = {}
 """The arrays of the last source of this process."""
 
@@ -165,7 +154,7 @@ _open: dict[str, ArrayIO] = {}
 def _opened(source: StoredArray) -> ArrayIO:
     if source.opened not in _open:
         _open.clear()
-        _open[source.opened] = open_arrays(ObjectStore(source.url, source.storage_options), _CACHE_BYTES)
+        _open[source.opened] = open_arrays(ObjectStore(source.url, source.storage_options))
     return _open[source.opened]
 
 
