@@ -183,6 +183,51 @@ def test_a_store_of_another_model_is_no_test_set(store: Store, tmp_path: Path) -
             store.fit_probe("elsewhere", layers="2", where="example >= 256", test_store=str(tmp_path / name))
 
 
+class SpacedStore(VectorStore):
+    """Prompts have more space between their words."""
+
+    def _examples(self, unit: int) -> pa.Table:
+        table = super()._examples(unit)
+        spaced = pa.array([f" {prompt.replace(' ', '  ')}\n" for prompt in table["prompt"].to_pylist()])
+        return table.set_column(table.schema.get_field_index("prompt"), "prompt", spaced)
+
+
+def test_a_prompt_that_was_fitted_with_is_no_test_however_it_is_spaced(
+    store: Store, told: Told, tmp_path: Path
+) -> None:
+    SpacedStore(n_units=2, width=12, n_layers=3, strength=6.0).make(ObjectStore(str(tmp_path / "spaced")))
+    document = store.fit_probe("spaced", layers="2", where="example >= 100", test_store=str(tmp_path / "spaced"))
+    assert document.n_test == 100
+    assert told.notices == ["412 test examples have a prompt that the probe was fitted with and are left out"]
+
+
+class BrokenStore(VectorStore):
+    """One vector has Inf in it."""
+
+    def stored_of(self, layer: int, unit: int) -> np.ndarray:
+        stored = super().stored_of(layer, unit)
+        if (layer, unit) == (0, 0):
+            stored[4 * self.tokens - 1, 1] = np.inf
+        return stored
+
+
+def test_infinite_vectors_are_told(tmp_path: Path) -> None:
+    BrokenStore(n_units=1, width=4, n_layers=1).make(ObjectStore(str(tmp_path / "store")))
+    with Store(str(tmp_path / "store")) as opened:
+        for kind in ("logistic", "mean_difference", "lda"):
+            with pytest.raises(ProbeError, match="1 of 256 vectors of resid_post layer 0, position decision"):
+                opened.fit_probe("p", kind=kind)
+        opened.fit_probe("p", where="example <> 3")
+
+
+def test_singular_covariance_is_told(tmp_path: Path) -> None:
+    VectorStore(n_units=1, width=300, n_layers=1, tokens=8).make(ObjectStore(str(tmp_path / "store")))
+    with Store(str(tmp_path / "store")) as opened:
+        with pytest.raises(ProbeError, match="--shrinkage"):
+            opened.fit_probe("p", kind="lda", shrinkage=0.0)
+        assert opened.fit_probe("p", kind="lda").shrinkage is not None
+
+
 def test_duplicated_prompts_stay_on_one_side(tmp_path: Path) -> None:
     """Sixteen examples a prompt, vectors that are noise: a leak would be seen as validation above chance."""
     made = VectorStore(n_units=2, width=64, n_layers=1, strength=0.0, distinct_prompts=32)
@@ -258,6 +303,8 @@ def test_options_that_are_wrong_are_told(path: Path) -> None:
         (("--c", "0"), "c"),
         (("--shrinkage", "2"), "shrinkage"),
         (("--class-weight", "some"), "class-weight"),
+        (("--kind", "lda", "--c", "1"), "option c is of kind logistic"),
+        (("--shrinkage", "0.1"), "option shrinkage is of kind lda"),
         (("--memory-budget", "lots"), "memory-budget"),
         (("--positions", "everywhere"), "everywhere"),
         (("--test-store", "nowhere-at-all"), "nowhere-at-all"),
