@@ -85,7 +85,8 @@ def write_unit_scores(
         "probe": probe.name,
         "probe_digest": probe.digest,
     }
-    digest = tables.write(objects, layout.scores_table(probe.name, unit), table.cast(SCORES), provenance)
+    key = layout.scores_table(probe.name, unit)
+    digest = tables.write(objects, key, table.cast(SCORES), provenance, plain=["score"])
     receipt = ScoreReceipt(
         probe=probe.name,
         probe_digest=probe.digest,
