@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from math import prod
 
 from cliffstore.analyze.score import ScoredProbe, ScoreJob, ScoreSpec
 from cliffstore.errors import InterruptedRunError, ProbeError, StoreError
@@ -162,6 +163,8 @@ def _find(reader: StoreReader, name: str, planned: frozenset[int], units: Collec
     if done == planned:  # perhaps by a run that stored no activation
         return _Wanted(key, None, done, frozenset(), frozenset())
     _, array = reader.find_array(document.site, document.layer, document.alias)
+    if (width := prod(array.row_shape)) != len(weights.w_D):
+        raise ProbeError(f"probe {name!r} has {len(weights.w_D)} weights, and vectors of {array.name} are of {width}")
     extracted = planned & receipts.committed(reader.objects, document.capture)
     pending = extracted - done if units is None else (extracted - done) & frozenset(units)
     return _Wanted(key, ScoredProbe(key, array, weights, pending), done, planned - done - extracted, pending)

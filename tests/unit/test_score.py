@@ -352,6 +352,15 @@ def test_what_cannot_be_scored_is_said(objects: ObjectStore) -> None:
         score_all(objects, "all")
 
 
+def test_weights_of_another_width_are_refused(objects: ObjectStore) -> None:
+    weights = ProbeWeights(np.ones(MADE.width + 1, dtype=np.float32), 0.0)
+    document, _ = read_probe(objects, "a")
+    wide = {"name": "wide", "digest": weights.digest, "file_digest": weights.file_digest}
+    write_probe(objects, document.model_copy(update=wide), weights, replace=False)
+    with pytest.raises(ProbeError, match="'wide' has 25 weights, and vectors of resid_post/2 are of 24"):
+        score_all(objects, "wide")
+
+
 def test_tokens_are_read_once_a_unit(objects: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
     tokens = PlanTables.tokens
