@@ -52,13 +52,16 @@ class _Member:
     name: str | None = None
     running: dict[ray.ObjectRef, _Task] = field(default_factory=dict)
 
-    def can_take(self, task: _Task) -> bool:
-        if self.name is None or self.name in task.failed_on:
-            return False
-        if task.is_suspect:
-            return not self.running
+    @property
+    def has_room(self) -> bool:
+        """Whether it may have one more unit beside those that it has; a suspect stays alone."""
         alone = any(other.is_suspect for other in self.running.values())
-        return len(self.running) < self.in_flight and not alone
+        return self.name is not None and len(self.running) < self.in_flight and not alone
+
+    def can_take(self, task: _Task) -> bool:
+        if not self.has_room or self.name in task.failed_on:
+            return False
+        return not task.is_suspect or not self.running
 
 
 class RayPool:
@@ -140,6 +143,8 @@ class RayPool:
 
     def _hand_out(self) -> None:
         for _ in range(len(self._waiting)):
+            if not any(member.has_room for member in self._members):
+                return  # not each of many units is looked at whenever one ends
             task = self._waiting.popleft()
             able = [member for member in self._members if member.can_take(task)]
             if not able:
