@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from cliffstore.errors import DamagedStoreError, StorageError, StoreError
 from cliffstore.schema import FORMAT_VERSION, CaptureDocument, Manifest, PlanDocument, Receipt, damaged
-from cliffstore.store import documents, layout, receipts
-from cliffstore.store.arrays import ArraySpec, Vectors, open_arrays, to_float32
+from cliffstore.store import documents, gather, layout, receipts
+from cliffstore.store.arrays import ArraySpec, Vectors, open_arrays
 from cliffstore.store.objects import ObjectStore
 from cliffstore.store.plans import PlanTables
 from cliffstore.store.writer import capture_specs
@@ -211,12 +211,11 @@ class StoreReader:
                 f"row {rows_N[missing][0]} of {spec.name} is not extracted ({int(missing.sum())} of {len(rows_N)} "
                 "rows are missing): run the same `cliffstore extract` again"
             )
-        return to_float32(self.stored_vectors(spec, rows_N), spec.dtype)
+        return gather.read_float32(self.arrays, spec.key, spec.dtype, rows_N)
 
     def stored_vectors(self, spec: ArraySpec, rows_N: npt.NDArray[np.int64]) -> Vectors:
         """Return rows as they are stored, without asking for receipts."""
-        distinct, inverse = np.unique(rows_N, return_inverse=True)
-        return self.arrays.read_rows(spec.key, distinct)[inverse]
+        return gather.read_rows(self.arrays, spec.key, rows_N)
 
 
 def compact_ranges(numbers: list[int]) -> str:
