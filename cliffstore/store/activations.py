@@ -1,8 +1,7 @@
 """`Activations`: the vectors of (example, position) pairs that SQL chose, each beside its ids.
 
 What is chosen is a table in memory, some 30 bytes a line; vectors are read when they are asked for, whole or in batches
-of bounded size. They are read by windows of rows in the order of rows, so that each chunk is read once (twice where two
-windows meet in it), and put where their lines are.
+of bounded size. Each chunk of the array is read once a call, or once a batch.
 """
 
 from __future__ import annotations
@@ -10,26 +9,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from cliffstore.errors import StoreError
+from cliffstore.store import gather
 from cliffstore.store.arrays import STORED_DTYPE, ArraySpec, Vectors, to_float32
 from cliffstore.store.catalog import Catalog
+from cliffstore.store.chunks import available_memory
 from cliffstore.store.pairs import IN_TURN, PAIR_COLUMNS, Notice, find_pairs
 from cliffstore.store.reader import StoreReader
 
 if TYPE_CHECKING:
     import torch
-
-S = TypeVar("S", bound=np.generic)
-
-_WINDOW_BYTES = 64 << 20
-_MEMINFO = Path("/proc/meminfo")
 
 
 def find_activations(
@@ -134,22 +129,13 @@ class Activations:
         StoreError
             They are larger than the memory that is free.
         """
-        out = self._room(np.dtype(np.float32))
-        if self.dtype == "bfloat16":
-            bits = out.view(np.uint32)
-            for at_R, stored in self._windows():
-                bits[at_R] = stored.astype(np.uint32) << 16
-        else:
-            for at_R, stored in self._windows():
-                out[at_R] = stored
-        return out
+        self._check_memory(np.dtype(np.float32))
+        return gather.read_float32(self._reader.arrays, self._spec.key, self.dtype, self.rows)
 
     def torch(self, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Return all vectors as a tensor [N, d_model], as they are stored or converted. Errors as for `numpy`."""
-        out = self._room(np.dtype(STORED_DTYPE[self.dtype]))
-        for at_R, stored in self._windows():
-            out[at_R] = stored
-        return as_tensor(out, self.dtype, dtype)
+        self._check_memory(np.dtype(STORED_DTYPE[self.dtype]))
+        return as_tensor(self._reader.stored_vectors(self._spec, self.rows), self.dtype, dtype)
 
     def batches(self, rows: int = 8192) -> Iterator[ActivationBatch]:
         """Yield all lines in turn with their vectors, at most `rows` at a time; the next batch is read meanwhile.
@@ -170,24 +156,13 @@ class Activations:
         lines = self.table.slice(start, rows)
         return ActivationBatch(lines, self._reader.stored_vectors(self._spec, lines["row"].to_numpy()), self.dtype)
 
-    def _windows(self) -> Iterator[tuple[npt.NDArray[np.int64] | slice, Vectors]]:
-        """Yield lines and their stored vectors, by windows of rows."""
-        rows_N = self.rows
-        is_sorted = bool((rows_N[1:] >= rows_N[:-1]).all())
-        at_N = np.arange(0) if is_sorted else np.argsort(rows_N, kind="stable")
-        window = max(_WINDOW_BYTES // self._spec.bytes_per_row, 1)
-        for start in range(0, len(rows_N), window):
-            at_R = slice(start, start + window) if is_sorted else at_N[start : start + window]
-            yield at_R, self._reader.stored_vectors(self._spec, rows_N[at_R])
-
-    def _room(self, dtype: np.dtype[S]) -> npt.NDArray[S]:
-        needed, free = int(np.prod(self.shape)) * dtype.itemsize, _free_memory()
-        if free is not None and needed > free:
+    def _check_memory(self, dtype: np.dtype[np.generic]) -> None:
+        needed, free = int(np.prod(self.shape)) * dtype.itemsize, available_memory()
+        if needed > free:
             raise StoreError(
                 f"{len(self):,} vectors of {self._spec.name} take {needed / 1e9:.1f} GB as {dtype.name} and "
                 f"{free / 1e9:.1f} GB of memory are free: read them with .batches(), or ask for fewer"
             )
-        return np.empty(self.shape, dtype)
 
 
 def as_tensor(stored: Vectors, stored_as: str, dtype: torch.dtype | None) -> torch.Tensor:
@@ -198,11 +173,3 @@ def as_tensor(stored: Vectors, stored_as: str, dtype: torch.dtype | None) -> tor
     if stored_as == "bfloat16":
         tensor = tensor.view(torch.bfloat16)
     return tensor if dtype is None else tensor.to(dtype)
-
-
-def _free_memory() -> int | None:
-    """Return the bytes that can be had without swapping, None where the system does not tell."""
-    if not _MEMINFO.exists():
-        return None
-    lines = (line.split() for line in _MEMINFO.read_text().splitlines())
-    return next((int(words[1]) * 1024 for words in lines if words[0] == "MemAvailable:"), None)

@@ -256,13 +256,13 @@ def default_limit() -> int:
     """
     given = os.environ.get(CACHE_VARIABLE)
     if given is None:
-        return min(int(_available_memory() * _SHARE_OF_MEMORY), _MOST_BYTES)
+        return min(int(available_memory() * _SHARE_OF_MEMORY), _MOST_BYTES)
     if not given.isdecimal():
         raise ConfigError(f"{CACHE_VARIABLE} is {given!r}: give a whole number of megabytes, 0 to keep nothing")
     return int(given) << 20
 
 
-def _available_memory() -> int:
+def available_memory() -> int:
     """Return the bytes that this process may still take: of the machine, and of its control group if it has one."""
     free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     meminfo, group = Path("/proc/meminfo"), Path("/sys/fs/cgroup")

@@ -2,8 +2,8 @@
 
 An item is a stored row: a vector that several (example, position) pairs with equal prefixes share comes once an epoch.
 The order is that of `epochs`: pieces of units in an order that seed and epoch decide, cut evenly between ranks and
-workers, permuted in memory a buffer at a time. A worker reads some pieces at the same time, and `prefetch` buffers
-ahead of the one that it yields, so it holds `prefetch + 1` buffers and a few pieces.
+workers, permuted in memory a buffer at a time. A worker reads `prefetch` buffers ahead of the one that it
+yields, and holds so many and one more.
 
 Where the dataset is made, listings are read, and tables if there is a condition; each worker opens the store by
 itself. Only URL, options and row numbers travel to it.
@@ -12,24 +12,20 @@ itself. Only URL, options and row numbers travel to it.
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import pairwise
 from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from cliffstore.errors import ConfigError
 from cliffstore.store.activations import as_tensor
-from cliffstore.store.arrays import STORED_DTYPE, ArrayIO, ArraySpec, Vectors, open_arrays
+from cliffstore.store.arrays import open_arrays
+from cliffstore.store.buffers import Buffers, Lines
 from cliffstore.store.epochs import Group, Integers, OrderSettings, batches_of_rank, epoch_of, taken_by
-from cliffstore.store.items import Column, ItemQuery, Items, find_items
+from cliffstore.store.items import Column, ItemQuery, find_items
 from cliffstore.store.loading import ActivationLoader
 from cliffstore.store.objects import ObjectStore
 from cliffstore.store.patience import log
@@ -37,9 +33,6 @@ from cliffstore.store.resumption import Order, Position
 
 Batch: TypeAlias = dict[str, "torch.Tensor | list[object]"]
 Notice = Callable[[str], None]
-
-_READS = 8
-"""Pieces that are read at the same time."""
 
 
 class ActivationDataset(IterableDataset):
@@ -217,93 +210,19 @@ class ActivationDataset(IterableDataset):
 
     def _batches(self, groups: Iterator[Group]) -> Iterator[Batch]:
         arrays = open_arrays(ObjectStore(self._store_url, self._storage_options))
-        readers = ThreadPoolExecutor(_READS, thread_name_prefix="dataset")
-        free: list[_Buffer] = []
-        ahead: deque[_Reading] = deque()
-        try:
-            for group in groups:
-                ahead.append(
-                    _Reading.begin(group, free.pop() if free else self._buffer(), self._items, arrays, readers)
-                )
-                if len(ahead) > self._prefetch:
-                    yield from self._finish(ahead.popleft(), free)
-            while ahead:
-                yield from self._finish(ahead.popleft(), free)
-        finally:
-            readers.shutdown(wait=True, cancel_futures=True)
-
-    def _finish(self, reading: _Reading, free: list[_Buffer]) -> Iterator[Batch]:
-        for read in reading.reads:
-            read.result()
-        bounds = reading.group.bounds_B.tolist()
-        for start, stop in pairwise(bounds):
-            yield self._batch(reading.buffer, slice(start, stop))
-        free.append(reading.buffer)
-
-    def _buffer(self) -> _Buffer:
         n_rows = min(self.order.settings.buffer_rows, self.n_rows)
-        blocks = [np.empty((n_rows, *spec.row_shape), STORED_DTYPE[spec.dtype]) for spec in self._items.specs]
-        return _Buffer(tuple(blocks), np.empty(n_rows, np.int64))
+        for lines in Buffers(self._items, arrays, n_rows, self._prefetch).batches(groups):
+            columns = {name: _values(column, lines.item_B) for name, column in self._items.columns.items()}
+            rows_B = self._items.rows(lines.item_B)
+            yield {"vectors": self._vectors(lines), "row": torch.from_numpy(rows_B), **columns}
 
-    def _batch(self, buffer: _Buffer, lines: slice) -> Batch:
-        """Return a batch that shares no memory with the buffer, which is filled again."""
-        # NumPy copies: torch would wake all its threads for each batch, which costs more than the copy.
-        specs = self._items.specs
+    def _vectors(self, lines: Lines) -> torch.Tensor:
+        specs, blocks = self._items.specs, lines.blocks
         if self._is_stacked and self._dtype is None:
-            together = np.stack([h_RD[lines] for h_RD in buffer.blocks], axis=1)
-            vectors = as_tensor(together, specs[0].dtype, None)
-        elif self._is_stacked:
-            parts = [
-                as_tensor(h_RD[lines], spec.dtype, self._dtype) for h_RD, spec in zip(buffer.blocks, specs, strict=True)
-            ]
-            vectors = torch.stack(parts, dim=1)
-        else:
-            vectors = as_tensor(buffer.blocks[0][lines].copy(), specs[0].dtype, self._dtype)
-        items_B = buffer.item_R[lines].copy()
-        columns = {name: _values(column, items_B) for name, column in self._items.columns.items()}
-        return {"vectors": vectors, "row": torch.from_numpy(self._items.rows(items_B)), **columns}
-
-
-@dataclass(frozen=True, slots=True)
-class _Buffer:
-    """Room for one group: a block of vectors a layer, and the item of each line, int64 [R]."""
-
-    blocks: tuple[Vectors, ...]
-    item_R: Integers
-
-
-@dataclass(frozen=True, slots=True)
-class _Reading:
-    """A group that is being read into a buffer."""
-
-    group: Group
-    buffer: _Buffer
-    reads: list[Future[None]]
-
-    @classmethod
-    def begin(
-        cls, group: Group, buffer: _Buffer, items: Items, arrays: ArrayIO, readers: ThreadPoolExecutor
-    ) -> _Reading:
-        reads, at = [], 0
-        for first, count in group.spans:
-            place_S = group.place_R[at : at + count]
-            buffer.item_R[place_S] = np.arange(first, first + count)
-            lines = slice(at, at + count) if (np.diff(place_S) == 1).all() else place_S
-            for block_RD, spec in zip(buffer.blocks, items.specs, strict=True):
-                reads.append(readers.submit(_read, items, arrays, spec, (first, count), block_RD, lines))
-            at += count
-        return cls(group, buffer, reads)
-
-
-def _read(
-    items: Items,
-    arrays: ArrayIO,
-    spec: ArraySpec,
-    span: tuple[int, int],
-    block_RD: Vectors,
-    lines: slice | npt.NDArray[np.int64],
-) -> None:
-    block_RD[lines] = items.read(arrays, spec, *span)
+            # NumPy copies: torch would wake all its threads for each batch, which costs more than the copy.
+            return as_tensor(np.stack(blocks, axis=1), specs[0].dtype, None)
+        parts = [as_tensor(h_BD, spec.dtype, self._dtype) for h_BD, spec in zip(blocks, specs, strict=True)]
+        return torch.stack(parts, dim=1) if self._is_stacked else parts[0]
 
 
 def _values(column: Column, items_B: Integers) -> torch.Tensor | list[object]:

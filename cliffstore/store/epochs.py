@@ -15,7 +15,8 @@ of NumPy goes on where it was.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -61,18 +62,18 @@ class Group:
 
     Attributes
     ----------
-    spans : first item and number of items of what is to be read, in turn
-    place_R : where in the group each item goes, int64 [items], in the order of `spans`
-    bounds_B : where in the group each batch begins, and the end; int64 [batches + 1]
+    spans : first item and number of items of what is to be read, as it lies on the tape
+    order_R : which of these each line of the group is, int64 [items]
+    bounds : the lines of each batch
     """
 
     spans: tuple[tuple[int, int], ...]
-    place_R: Integers
-    bounds_B: Integers
+    order_R: Integers
+    bounds: tuple[tuple[int, int], ...]
 
-    @property
-    def n_items(self) -> int:
-        return len(self.place_R)
+    def items(self) -> Integers:
+        """Return the items as they lie on the tape, int64 [items]."""
+        return np.concatenate([np.arange(first, first + count) for first, count in self.spans])
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,21 +116,20 @@ class Epoch:
         batches = self.batches_of(worker, n_workers)
         a_time = max(self.settings.buffer_rows // self.settings.batch_rows, 1)
         bounds = even_bounds(len(batches), -(-len(batches) // a_time))
-        for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+        for start, stop in pairwise(bounds.tolist()):
             if stop > skip:
                 group = self._group(batches[start:stop])
-                left_out = max(skip - start, 0)
-                yield Group(group.spans, group.place_R, group.bounds_B[left_out:])
+                yield replace(group, bounds=group.bounds[max(skip - start, 0) :])
 
     def _group(self, batches: Integers) -> Group:
         starts, stops = self.bounds_B[batches], self.bounds_B[batches + 1]
         ranges = _joined(zip(starts.tolist(), stops.tolist(), strict=True))
         spans = tuple(span for start, stop in ranges for span in self._spans(start, stop))
-        bounds_B = np.concatenate([[0], np.cumsum(stops - starts)])
-        place_R = np.arange(bounds_B[-1])
+        ends = np.cumsum(stops - starts)
+        order_R = np.arange(ends[-1])
         if self.settings.shuffle:
-            place_R = _random(self.settings.seed, self.number, 1, int(starts[0])).permutation(place_R)
-        return Group(spans, place_R, bounds_B)
+            order_R = _random(self.settings.seed, self.number, 1, int(starts[0])).permutation(order_R)
+        return Group(spans, order_R, tuple(zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True)))
 
     def _spans(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
         """Yield what lies on the tape from `start` to `stop`, piece by piece."""

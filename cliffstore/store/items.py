@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cliffstore.errors import ConfigError, StoreError
-from cliffstore.store.arrays import ArrayIO, ArraySpec, Vectors
+from cliffstore.store.arrays import ArraySpec
 from cliffstore.store.catalog import Catalog
 from cliffstore.store.epochs import Integers, Pieces
 from cliffstore.store.pairs import IN_TURN, extracted_in_all, find_pairs
@@ -44,15 +44,6 @@ class Items:
     def rows(self, items_B: Integers) -> Integers:
         """Return the rows of items."""
         return items_B if self.row_N is None else self.row_N[items_B]
-
-    def read(self, arrays: ArrayIO, spec: ArraySpec, first: int, count: int) -> Vectors:
-        """Read a run of items of one array as it is stored, [count, ...]."""
-        if self.row_N is None:
-            return arrays.read_range(spec.key, first, first + count)
-        rows = self.row_N[first : first + count]
-        if rows[-1] - rows[0] == count - 1:
-            return arrays.read_range(spec.key, int(rows[0]), int(rows[-1]) + 1)
-        return arrays.read_rows(spec.key, rows)
 
 
 @dataclass(frozen=True, slots=True)
