@@ -22,7 +22,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from cliffstore.errors import ConfigError
 from cliffstore.store.activations import as_tensor
-from cliffstore.store.arrays import open_arrays
+from cliffstore.store.arrays import open_arrays, to_float32
 from cliffstore.store.buffers import Buffers, Lines
 from cliffstore.store.epochs import Group, Integers, OrderSettings, batches_of_rank, epoch_of, taken_by
 from cliffstore.store.items import Column, ItemQuery, find_items
@@ -217,12 +217,16 @@ class ActivationDataset(IterableDataset):
             yield {"vectors": self._vectors(lines), "row": torch.from_numpy(rows_B), **columns}
 
     def _vectors(self, lines: Lines) -> torch.Tensor:
-        specs, blocks = self._items.specs, lines.blocks
-        if self._is_stacked and self._dtype is None:
-            # NumPy copies: torch would wake all its threads for each batch, which costs more than the copy.
-            return as_tensor(np.stack(blocks, axis=1), specs[0].dtype, None)
-        parts = [as_tensor(h_BD, spec.dtype, self._dtype) for h_BD, spec in zip(blocks, specs, strict=True)]
-        return torch.stack(parts, dim=1) if self._is_stacked else parts[0]
+        # NumPy copies and converts: torch would wake all its threads for each batch, which costs more than the work.
+        blocks = [(block_BD, spec.dtype) for block_BD, spec in zip(lines.blocks, self._items.specs, strict=True)]
+        if self._dtype == torch.float32:
+            blocks = [(to_float32(block_BD, stored_as), "float32") for block_BD, stored_as in blocks]
+        if len({stored_as for _, stored_as in blocks}) > 1:
+            parts = [as_tensor(block_BD, stored_as, self._dtype) for block_BD, stored_as in blocks]
+            return torch.stack(parts, dim=1)
+        block_BD, stored_as = blocks[0]
+        whole = np.stack([block_BD for block_BD, _ in blocks], axis=1) if self._is_stacked else block_BD
+        return as_tensor(whole, stored_as, self._dtype)
 
 
 def _values(column: Column, items_B: Integers) -> torch.Tensor | list[object]:

@@ -62,8 +62,8 @@ class Group:
 
     Attributes
     ----------
-    spans : first item and number of items of what is to be read, as it lies on the tape
-    order_R : which of these each line of the group is, int64 [items]
+    spans : first item and number of items of what is to be read, ascending
+    order_R : which of these items each line of the group is, int64 [items]
     bounds : the lines of each batch
     """
 
@@ -72,7 +72,7 @@ class Group:
     bounds: tuple[tuple[int, int], ...]
 
     def items(self) -> Integers:
-        """Return the items as they lie on the tape, int64 [items]."""
+        """Return the items, ascending, int64 [items]."""
         return np.concatenate([np.arange(first, first + count) for first, count in self.spans])
 
 
@@ -124,7 +124,7 @@ class Epoch:
     def _group(self, batches: Integers) -> Group:
         starts, stops = self.bounds_B[batches], self.bounds_B[batches + 1]
         ranges = _joined(zip(starts.tolist(), stops.tolist(), strict=True))
-        spans = tuple(span for start, stop in ranges for span in self._spans(start, stop))
+        spans = tuple(sorted(span for start, stop in ranges for span in self._spans(start, stop)))
         ends = np.cumsum(stops - starts)
         order_R = np.arange(ends[-1])
         if self.settings.shuffle:

@@ -140,7 +140,7 @@ def test_a_group_reads_runs_of_whole_pieces(case: tuple[Pieces, OrderSettings, i
     for worker in range(n_workers):
         for group in epoch_of(pieces, settings, number, 0).groups(worker, n_workers):
             if settings.shuffle or n_workers == 1:
-                assert set(group.spans[1:-1]) <= whole
+                assert len(set(group.spans) - whole) <= 2
 
 
 @given(cases())
