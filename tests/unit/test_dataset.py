@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from servers import Storage
 from vector_store import VectorStore
 
 import cliffstore
@@ -123,6 +124,7 @@ def test_a_state_between_epochs(url: str) -> None:
     assert rows_of(resumed) == rows_of(loader)
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")
 def test_workers_that_ran_out_are_passed_over(url: str) -> None:
     """Three workers, five batches: two workers have two, one has one; the state is taken behind the last of it."""
     settings = {"where": "example < 10", "batch_rows": 8, "buffer_rows": 8}
@@ -343,6 +345,17 @@ def test_workers_that_end_with_an_epoch(url: str) -> None:
     for _ in range(2):
         assert rows_of(loader) == rows_of(alone)
     alone.close()
+
+
+def test_workers_open_a_store_on_s3_by_themselves(rclone_s3: Storage) -> None:
+    store = VectorStore(n_units=2, unit_rows=256, width=4, n_layers=1)
+    where = f"{rclone_s3.bucket}/dataset"
+    store.make(ObjectStore(where, rclone_s3.options))
+    loader = made(where, layer=0, storage_options=rclone_s3.options).loader(1)
+    for batch in loader:
+        whole = np.concatenate([store.vectors_of(0, unit) for unit in range(2)])
+        assert torch.equal(batch["vectors"], torch.from_numpy(whole[batch["row"]]))
+    loader.close()
 
 
 def test_a_data_loader_of_ones_own(url: str) -> None:
