@@ -33,6 +33,7 @@ class Weather:
     methods : requests that can meet a fault
     most : faults after which the weather is fine, None for never
     met, requests, paths : how often which fault, method, and method and path came
+    read : bytes that were answered to GET, by path
     """
 
     share: float = 0.0
@@ -43,9 +44,15 @@ class Weather:
     met: Counter[str] = field(default_factory=Counter)
     requests: Counter[str] = field(default_factory=Counter)
     paths: Counter[str] = field(default_factory=Counter)
+    read: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         self._numbers, self._lock = random.Random(self.seed), threading.Lock()
+
+    def answered(self, method: str, path: str, size: int) -> None:
+        if method == "GET":
+            with self._lock:
+                self.read[path] += size
 
     def next(self, method: str, path: str) -> str | None:
         with self._lock:
@@ -100,6 +107,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault is not None and fault.isdigit():
             return self._answer(int(fault), [], b"" if self.command == "HEAD" else _error(fault))
         status, headers, content = self._forward(body)
+        self.weather.answered(self.command, self.path, len(content))
         if fault == "lost":
             return self._reset()
         return self._answer(status, headers, content, fault)

@@ -24,6 +24,7 @@ from cliffstore.run.scoring import ScoringReport, score_store
 from cliffstore.run.verification import verify
 from cliffstore.schema import ProbeDocument
 from cliffstore.store import layout, receipts
+from cliffstore.store.activations import Activations, find_activations
 from cliffstore.store.catalog import Catalog
 from cliffstore.store.probes import keep_copies, list_probes, write_probe
 from cliffstore.store.reader import StoreReader, compact_ranges
@@ -94,6 +95,47 @@ class Store:
     ) -> npt.NDArray[np.float32]:
         """Return the vectors of rows as float32 [N, d_model]. Raises `StoreError` where one is not extracted."""
         return self.reader.vectors(site, layer, np.asarray(rows, dtype=np.int64), model)
+
+    def activations(
+        self,
+        site: str,
+        layer: int,
+        *,
+        where: str | None = None,
+        model: str | None = None,
+        columns: Sequence[str] = ("label",),
+        order: str = "example, position",
+        limit: int | None = None,
+    ) -> Activations:
+        """Return the activations of the (example, position) pairs that satisfy a condition; no vector is read yet.
+
+        Pairs that are not extracted are left out, with a notice that counts them.
+
+        Parameters
+        ----------
+        where : SQL condition over `tokens t JOIN examples e`, such as "to_decision = 0 AND label = '1'"; all by default
+        columns : of `tokens` and `examples`, beside `example`, `id`, `position`, `to_decision`, `segment` and `row`
+        order : SQL, as after ORDER BY
+        limit : the first lines only
+
+        Raises
+        ------
+        StoreError
+            The layer is not captured, or no pair is left.
+        QueryError
+            Condition, column or order is malformed.
+        """
+        return find_activations(
+            self.catalog,
+            site,
+            layer,
+            where=where,
+            model=model,
+            columns=columns,
+            order=order,
+            limit=limit,
+            notice=self._reporter.notice,
+        )
 
     def info(self) -> dict[str, object]:
         """Return what the store holds, as plain values."""

@@ -7,11 +7,12 @@ bfloat16 is kept as its raw bits in uint16, since zarr-python has no bfloat16; t
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,15 +30,16 @@ from cliffstore.schema import Dtype
 from cliffstore.store import layout
 from cliffstore.store.objects import ObjectStore, answers_ranges
 from cliffstore.store.patience import log
+from cliffstore.store.shards import Grid, Piece, ShardCheck, check_inside
+from cliffstore.store.shards import Vectors as Vectors
 
 T = TypeVar("T")
-Vectors = npt.NDArray[np.generic]
 
 STORED_DTYPE: dict[str, str] = {"bfloat16": "uint16", "float16": "float16", "float32": "float32"}
 _METADATA = "zarr.json"
-_CACHE_BYTES = {"read": 256 << 20, "write": 0}
-_WRITES = 8
-"""Arrays that zarr-python writes at the same time."""
+_BLOCK_BYTES, _CACHED_BYTES = 16 << 20, 1 << 20
+_PARALLEL = 8
+"""Arrays that zarr-python writes, and ranges that it reads, at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +65,32 @@ class ArraySpec:
         return int(np.prod(self.row_shape)) * np.dtype(STORED_DTYPE[self.dtype]).itemsize
 
 
+Waiting: TypeAlias = Callable[[], None]
+
+
 def to_float32(stored: Vectors, dtype: str) -> npt.NDArray[np.float32]:
     """Return stored vectors as float32, without loss: bfloat16 bits are the upper half of a float32."""
+    if dtype == "float32":
+        return np.ascontiguousarray(stored, dtype=np.float32)
+    wide = np.empty(stored.shape, dtype=np.float32)
+    step = max(_CACHED_BYTES // max(wide[:1].nbytes, 1), 1)
+    for first in range(0, len(stored), step):
+        widen(stored[first : first + step], dtype, wide[first : first + step])
+    return wide
+
+
+def widen(stored: Vectors, dtype: str, wide: Vectors) -> None:
+    """Write stored vectors into memory of float32; fastest where both fit a processor's cache."""
     if dtype == "bfloat16":
-        return (stored.astype(np.uint32) << 16).view(np.float32)
-    return np.ascontiguousarray(stored, dtype=np.float32)
+        bits = wide.view(np.uint32)
+        np.copyto(bits, stored, casting="unsafe")
+        np.left_shift(bits, 16, out=bits)
+    else:
+        np.copyto(wide, stored, casting="unsafe")
 
 
 class ArrayIO(Protocol):
-    """Reads and writes rows of the arrays of one store."""
+    """Reads and writes rows of the arrays of one store. Threads may share it."""
 
     def write(self, row_start: int, blocks: Mapping[str, Vectors]) -> None:
         """Write the same rows of several arrays; all are durable, or an error is raised, when it returns.
@@ -81,14 +100,40 @@ class ArrayIO(Protocol):
         blocks : array key -> [rows, ...]; one of a whole shard becomes one object. May be changed afterwards.
         """
 
+    def grid(self, key: str) -> Grid:
+        """Return how an array is cut."""
+
+    def fetch(self, key: str, pieces: Sequence[Piece]) -> Waiting:
+        """Begin to read ranges of rows, all at the same time, into given memory; the answer waits until they are there.
+
+        Raises
+        ------
+        IndexError, DamagedStoreError
+            A row is outside of the array; it, or one of its shards, is not there or damaged. Here or in the answer.
+        """
+
     def read_range(self, key: str, row_start: int, row_stop: int) -> Vectors:
-        """Read a contiguous range of rows."""
-
-    def read_rows(self, key: str, rows_N: npt.NDArray[np.int64]) -> Vectors:
-        """Read any rows, in the given order."""
+        """Read a contiguous range of rows. Errors as for `fetch`."""
 
 
-class TensorstoreArrays:
+class _RangeReader(ABC):
+    """Ranges by `fetch`."""
+
+    @abstractmethod
+    def grid(self, key: str) -> Grid: ...
+
+    @abstractmethod
+    def fetch(self, key: str, pieces: Sequence[Piece]) -> Waiting: ...
+
+    def read_range(self, key: str, row_start: int, row_stop: int) -> Vectors:
+        grid = self.grid(key)
+        check_inside(key, grid, row_start, max(row_start, row_stop - 1))
+        block = np.empty((row_stop - row_start, *grid.row_shape), dtype=grid.dtype)
+        self.fetch(key, range_pieces(grid, row_start, block))()
+        return block
+
+
+class TensorstoreArrays(_RangeReader):
     """Arrays through tensorstore: on a local disk, on S3 and on Google Cloud Storage."""
 
     def __init__(self, objects: ObjectStore, kvstore: Mapping[str, object]) -> None:
@@ -98,22 +143,21 @@ class TensorstoreArrays:
         self._tensorstore = tensorstore
         self._objects, self._kvstore = objects, kvstore
         self._shards = ShardCheck(objects)
-        self._contexts = {
-            use: tensorstore.Context({**TENSORSTORE_RETRIES, "cache_pool": {"total_bytes_limit": limit}})
-            for use, limit in _CACHE_BYTES.items()
-        }
-        self._open: dict[tuple[str, str], object] = {}
+        # Chunks are kept by whoever asks for them (see `gather`), and a shard may be written again.
+        self._context = tensorstore.Context({**TENSORSTORE_RETRIES, "cache_pool": {"total_bytes_limit": 0}})
+        self._open: dict[str, object] = {}
+        self._grids: dict[str, Grid] = {}
         self._reads: ArrayIO | None = None
 
-    def _array(self, key: str, use: str):  # type: ignore[no-untyped-def]  # tensorstore's arrays are untyped
-        if (key, use) not in self._open:
+    def _array(self, key: str):  # type: ignore[no-untyped-def]  # tensorstore's arrays are untyped
+        array = self._open.get(key)
+        if array is None:
             folder = {**self._kvstore, "path": f"{self._kvstore['path']}{key}/"}
             spec = {"driver": "zarr3", "kvstore": folder}
-            context = self._contexts[use]
-            self._open[key, use] = self._patiently(
-                key, lambda: self._tensorstore.open(spec, open=True, context=context).result()
+            array = self._open[key] = self._patiently(
+                key, lambda: self._tensorstore.open(spec, open=True, context=self._context).result()
             )
-        return self._open[key, use]
+        return array
 
     def _patiently(self, key: str, action: Callable[[], T]) -> T:
         try:
@@ -122,7 +166,7 @@ class TensorstoreArrays:
             raise error if isinstance(error, CliffstoreError) else _unreadable(key, error) from None
 
     def write(self, row_start: int, blocks: Mapping[str, Vectors]) -> None:
-        arrays = {key: self._array(key, "write") for key in blocks}
+        arrays = {key: self._array(key) for key in blocks}
         unwritten = dict(blocks)
 
         def write() -> None:
@@ -144,15 +188,44 @@ class TensorstoreArrays:
 
         self._objects.patiently(write)
 
-    def read_range(self, key: str, row_start: int, row_stop: int) -> Vectors:
-        if (other := self._other_reader(key)) is not None:
-            return other.read_range(key, row_start, row_stop)
-        return self._read(key, slice(row_start, row_stop), np.arange(row_start, row_stop))
+    def grid(self, key: str) -> Grid:
+        if key not in self._grids:
+            array = self._array(key)
+            cut = array.chunk_layout
+            chunk_rows, shard_rows = int(cut.read_chunk.shape[0]), int(cut.write_chunk.shape[0])
+            kind = np.dtype(array.dtype.numpy_dtype)
+            self._grids[key] = Grid(int(array.shape[0]), chunk_rows, shard_rows, tuple(array.shape[1:]), kind)
+        return self._grids[key]
 
-    def read_rows(self, key: str, rows_N: npt.NDArray[np.int64]) -> Vectors:
+    def fetch(self, key: str, pieces: Sequence[Piece]) -> Waiting:
         if (other := self._other_reader(key)) is not None:
-            return other.read_rows(key, rows_N)
-        return self._read(key, rows_N, rows_N)
+            return other.fetch(key, pieces)
+        array, left = self._array(key), [(first, block) for first, block in pieces if len(block)]
+        self._shards.check(key, self.grid(key), left)
+
+        def begin() -> list:
+            # One batch: requests for neighbouring chunks, and for the index of a shard, become one.
+            batch = self._tensorstore.Batch()
+            futures = [
+                self._tensorstore.array(block, copy=False, write=True).write(
+                    array[first : first + len(block)].translate_to[(0,) * block.ndim], batch=batch
+                )
+                for first, block in left
+            ]
+            batch.submit()
+            return futures
+
+        begun = [begin()]
+
+        def attempt() -> None:
+            futures = begun.pop() if begun else begin()
+            errors = [future.exception() for future in futures]
+            left[:] = [piece for piece, error in zip(left, errors, strict=True) if error is not None]
+            for error in errors:
+                if error is not None:
+                    raise error
+
+        return lambda: self._patiently(key, attempt)
 
     def _other_reader(self, key: str) -> ArrayIO | None:
         """Return zarr-python's access where tensorstore would take a range for a whole object."""
@@ -160,14 +233,8 @@ class TensorstoreArrays:
             self._reads = ZarrArrays(self._objects)
         return self._reads
 
-    def _read(self, key: str, where: slice | npt.NDArray[np.int64], rows_N: npt.NDArray[np.int64]) -> Vectors:
-        array = self._array(key, "read")
-        self._shards.check(key, array.shape, array.chunk_layout.write_chunk.shape[0], rows_N)
-        block: Vectors = self._patiently(key, lambda: array[where].read().result())
-        return block
 
-
-class ZarrArrays:
+class ZarrArrays(_RangeReader):
     """Arrays anywhere fsspec reaches, through zarr-python."""
 
     def __init__(self, objects: ObjectStore) -> None:
@@ -185,7 +252,7 @@ class ZarrArrays:
         return self._open[key]
 
     def write(self, row_start: int, blocks: Mapping[str, Vectors]) -> None:
-        with ThreadPoolExecutor(_WRITES, thread_name_prefix="zarr") as pool:
+        with ThreadPoolExecutor(_PARALLEL, thread_name_prefix="zarr") as pool:
             for _ in pool.map(lambda key: self._write(key, row_start, blocks[key]), blocks):
                 pass
 
@@ -201,41 +268,27 @@ class ZarrArrays:
 
         self._objects.patiently(write)
 
-    def read_range(self, key: str, row_start: int, row_stop: int) -> Vectors:
-        return self._read(key, slice(row_start, row_stop), np.arange(row_start, row_stop))
-
-    def read_rows(self, key: str, rows_N: npt.NDArray[np.int64]) -> Vectors:
-        return self._read(key, rows_N, rows_N)
-
-    def _read(self, key: str, where: slice | npt.NDArray[np.int64], rows_N: npt.NDArray[np.int64]) -> Vectors:
+    def grid(self, key: str) -> Grid:
         array = self._array(key)
-        self._shards.check(key, array.shape, _shard_rows(array), rows_N)
-        try:
-            return np.asarray(self._objects.patiently(lambda: array.oindex[where]))
-        except (ValueError, RuntimeError) as error:
-            raise error if isinstance(error, CliffstoreError) else _unreadable(key, error) from None
+        return Grid(array.shape[0], array.chunks[0], _shard_rows(array), array.shape[1:], array.dtype)
 
+    def fetch(self, key: str, pieces: Sequence[Piece]) -> Waiting:
+        array, given = self._array(key), [(first, block) for first, block in pieces if len(block)]
+        self._shards.check(key, self.grid(key), given)
 
-class ShardCheck:
-    """Tells a lost shard from a shard of zeros: Zarr readers fill in zeros for an object that is not there."""
+        def read(piece: Piece) -> None:
+            first, block = piece
+            try:
+                block[...] = self._objects.patiently(lambda: array[first : first + len(block)])
+            except (ValueError, RuntimeError) as error:
+                raise error if isinstance(error, CliffstoreError) else _unreadable(key, error) from None
 
-    def __init__(self, objects: ObjectStore) -> None:
-        self._objects = objects
-        self._seen: set[str] = set()
+        def wait() -> None:
+            with ThreadPoolExecutor(_PARALLEL, thread_name_prefix="zarr") as pool:
+                for _ in pool.map(read, given):
+                    pass
 
-    def check(self, key: str, shape: Sequence[int], shard_rows: int, rows_N: npt.NDArray[np.int64]) -> None:
-        """Raise `DamagedStoreError` where a row's shard is missing or empty, `IndexError` where a row is outside."""
-        if not len(rows_N):
-            return
-        if rows_N.min() < 0 or rows_N.max() >= shape[0]:
-            raise IndexError(f"array {key} has rows 0-{shape[0] - 1}, asked for {rows_N.min()}-{rows_N.max()}")
-        for unit in np.unique(rows_N // shard_rows):
-            shard = layout.shard(key, int(unit), len(shape))
-            if shard in self._seen:
-                continue
-            if not self._objects.size(shard):
-                raise DamagedStoreError(f"array {key} cannot be read: shard {shard} is missing or empty")
-            self._seen.add(shard)
+        return wait
 
 
 def _shard_rows(array: zarr.Array) -> int:
@@ -284,6 +337,14 @@ class SuffixStore(FsspecStore):
                 return None
             byte_range = RangeByteRequest(max(size - byte_range.suffix, 0), size)
         return await super().get(key, prototype, byte_range)
+
+
+def range_pieces(grid: Grid, row_start: int, block: Vectors) -> list[Piece]:
+    """Cut a range into pieces that are read at the same time; they meet between chunks, so that none is read twice."""
+    step = max(_BLOCK_BYTES // grid.chunk_bytes, 1) * grid.chunk_rows
+    row_stop = row_start + len(block)
+    firsts = [row_start, *range((row_start // step + 1) * step, row_stop, step)]
+    return [(first, block[first - row_start : (first // step + 1) * step - row_start]) for first in firsts]
 
 
 def create_arrays(

@@ -8,14 +8,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from functools import cached_property
+from threading import Lock
 
 import numpy as np
 import numpy.typing as npt
 
 from cliffstore.errors import DamagedStoreError, StorageError, StoreError
 from cliffstore.schema import FORMAT_VERSION, CaptureDocument, Manifest, PlanDocument, Receipt, damaged
-from cliffstore.store import documents, layout, receipts
-from cliffstore.store.arrays import ArraySpec, Vectors, open_arrays, to_float32
+from cliffstore.store import documents, gather, layout, receipts
+from cliffstore.store.arrays import ArraySpec, Vectors, open_arrays
+from cliffstore.store.chunks import ChunkCache
 from cliffstore.store.objects import ObjectStore
 from cliffstore.store.plans import PlanTables
 from cliffstore.store.writer import capture_specs
@@ -99,7 +101,9 @@ class StoreReader:
             raise StoreError(f"there is no store at {url}: make one with `cliffstore extract ... --store {url}`")
         self.manifest = manifest
         self.arrays = open_arrays(self.objects)
+        self._chunks = ChunkCache()
         self._committed_rows: dict[str, npt.NDArray[np.int64]] = {}
+        self._counting = Lock()
 
     @property
     def url(self) -> str:
@@ -149,13 +153,19 @@ class StoreReader:
         StoreError
             It is not captured; the message names what is.
         """
-        captures = self._captures
         alias = alias or self.default_alias()
-        for capture in captures:
+        found = self._arrays_by_name.get((alias, site, layer))
+        if found is None:
+            raise StoreError(self._what_is_captured(site, layer, alias))
+        return found
+
+    @cached_property
+    def _arrays_by_name(self) -> dict[tuple[str, str, int], tuple[CaptureDocument, ArraySpec]]:
+        found: dict[tuple[str, str, int], tuple[CaptureDocument, ArraySpec]] = {}
+        for capture in self._captures:
             for spec in capture_specs(capture):
-                if (spec.alias, spec.site, spec.layer) == (alias, site, layer):
-                    return capture, spec
-        raise StoreError(self._what_is_captured(site, layer, alias))
+                found.setdefault((spec.alias, spec.site, spec.layer), (capture, spec))
+        return found
 
     @cached_property
     def _captures(self) -> list[CaptureDocument]:
@@ -178,9 +188,10 @@ class StoreReader:
 
     def extracted(self, capture: str, rows_N: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Return for each row whether a receipt of the capture covers it, from a listing made once."""
-        if capture not in self._committed_rows:
-            self._committed_rows[capture] = self._count_committed_rows(capture)
-        counts_U = self._committed_rows[capture]
+        with self._counting:
+            if capture not in self._committed_rows:
+                self._committed_rows[capture] = self._count_committed_rows(capture)
+            counts_U = self._committed_rows[capture]
         unit_rows = self.manifest.chunking.unit_rows
         unit_N = np.clip(rows_N // unit_rows, 0, len(counts_U) - 1)
         return (rows_N >= 0) & (rows_N - unit_N * unit_rows < counts_U[unit_N])
@@ -197,7 +208,7 @@ class StoreReader:
     def vectors(
         self, site: str, layer: int, rows_N: npt.NDArray[np.int64], alias: str | None = None
     ) -> npt.NDArray[np.float32]:
-        """Return the vectors of rows as float32 [N, ...], in the given order; each row is read once.
+        """Return the vectors of rows as float32 [N, ...], in the given order; each chunk is read once.
 
         Raises
         ------
@@ -211,12 +222,24 @@ class StoreReader:
                 f"row {rows_N[missing][0]} of {spec.name} is not extracted ({int(missing.sum())} of {len(rows_N)} "
                 "rows are missing): run the same `cliffstore extract` again"
             )
-        return to_float32(self.stored_vectors(spec, rows_N), spec.dtype)
+        return gather.read_float32(self.arrays, spec.key, spec.dtype, rows_N)
+
+    def extracted_vectors(
+        self, site: str, layer: int, rows_N: npt.NDArray[np.int64], alias: str | None = None
+    ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float32]]:
+        """Return which of the rows are extracted, and the vectors of those, flattened to float32 [M, width].
+
+        For many small calls that cannot tell what comes next: chunks are kept for later calls, in bounded memory.
+        """
+        capture, spec = self.find_array(site, layer, alias)
+        extracted_N = self.extracted(capture.capture, rows_N)
+        wanted_M = rows_N if extracted_N.all() else rows_N[extracted_N]
+        found = gather.read_float32(self.arrays, spec.key, spec.dtype, wanted_M, cache=self._chunks)
+        return extracted_N, found.reshape(len(found), int(np.prod(spec.row_shape)))
 
     def stored_vectors(self, spec: ArraySpec, rows_N: npt.NDArray[np.int64]) -> Vectors:
         """Return rows as they are stored, without asking for receipts."""
-        distinct, inverse = np.unique(rows_N, return_inverse=True)
-        return self.arrays.read_rows(spec.key, distinct)[inverse]
+        return gather.read_rows(self.arrays, spec.key, rows_N)
 
 
 def compact_ranges(numbers: list[int]) -> str:

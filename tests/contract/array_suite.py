@@ -13,6 +13,7 @@ import xarray
 import zarr
 
 from cliffstore.errors import DamagedStoreError
+from cliffstore.store import gather
 from cliffstore.store.arrays import ArrayIO, ArraySpec, create_arrays, to_float32, zarr_store
 from cliffstore.store.objects import ObjectStore
 
@@ -82,11 +83,11 @@ class ArraySuite:
         last = len(whole) - 1
         for wanted in ([last, 0, 5, 5, 700, 0, last, 511, 512], [3], [9] * 40, list(range(20, 0, -1)), []):
             rows_N = np.array(wanted, dtype=np.int64)
-            found = arrays.read_rows(spec.key, rows_N)
+            found = gather.read_rows(arrays, spec.key, rows_N)
             assert found.shape == (len(wanted), *spec.row_shape)
             assert np.array_equal(bits(found), bits(whole[rows_N]))
         random_N = np.random.default_rng(1).integers(0, len(whole), 300)
-        assert np.array_equal(bits(arrays.read_rows(spec.key, random_N)), bits(whole[random_N]))
+        assert np.array_equal(bits(gather.read_rows(arrays, spec.key, random_N)), bits(whole[random_N]))
 
     def test_arrays_written_together_keep_apart_and_their_memory_may_be_used_again(
         self, objects: ObjectStore, arrays: ArrayIO
@@ -200,13 +201,13 @@ class ArraySuite:
         objects.delete(f"{BF16.key}/c/0/0")
         for rows in (np.array([5, 3]), np.array([UNIT_ROWS + 1])):
             with pytest.raises(DamagedStoreError, match="missing"):
-                self.open(objects).read_rows(BF16.key, rows)
+                gather.read_rows(self.open(objects), BF16.key, rows)
 
     def test_rows_outside_are_refused(self, objects: ObjectStore, arrays: ArrayIO) -> None:
         arrays.write(0, {BF16.key: block_of(BF16)})
         for row in (-1, N_UNITS * UNIT_ROWS):
             with pytest.raises(IndexError):
-                self.open(objects).read_rows(BF16.key, np.array([row]))
+                gather.read_rows(self.open(objects), BF16.key, np.array([row]))
 
     def test_writing_a_unit_replaces_a_torn_one(self, objects: ObjectStore, arrays: ArrayIO) -> None:
         block = block_of(BF16)
@@ -246,7 +247,7 @@ class ArraySuite:
         outcomes = []
         for row in (0, UNIT_ROWS - 1):
             try:
-                found = self.open(objects).read_rows(BF16.key, np.array([row]))
+                found = gather.read_rows(self.open(objects), BF16.key, np.array([row]))
                 assert np.array_equal(found[0], block_of(BF16)[row])
                 outcomes.append("read")
             except DamagedStoreError:
