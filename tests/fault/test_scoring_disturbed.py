@@ -199,7 +199,5 @@ def test_on_ray_with_a_damaged_shard(store: Path, reference: Path) -> None:
     assert "(failed on 3 workers)" in done.stderr
     assert "2 Ray actor" in done.stderr
     assert_one_unit_failed(store, reference, done.stderr)
-    workers = {json.loads(path.read_text())["worker"] for path in store.glob("scores/*/*.json")}
-    assert len(workers) >= 2
     shard.write_bytes(content)
     assert_goes_on(store, reference)
