@@ -119,12 +119,15 @@ class Store:
         if isinstance(store, Store):
             reader = store.reader
         else:
-            own = self.reader.objects
-            if storage_options is None and scheme_of(store) == scheme_of(own.url):
-                storage_options = own.storage_options
-            reader = StoreReader(store, storage_options)
+            options = self.storage_options_for(store) if storage_options is None else storage_options
+            reader = StoreReader(store, options)
         self.catalog.attach(name, reader)
         self._attached[name] = reader
+
+    def storage_options_for(self, url: str) -> Mapping[str, object]:
+        """Return this store's storage options for another URL of the same scheme, none for one of another."""
+        own = self.reader.objects
+        return own.storage_options if scheme_of(url) == scheme_of(own.url) else {}
 
     def register(self, name: str, table: object) -> None:
         """Let SQL read an Arrow table, or what Arrow can read as one (pandas, polars, a dict of arrays), by a name.

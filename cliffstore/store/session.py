@@ -119,34 +119,63 @@ def parse(connection: duckdb.DuckDBPyConnection, text: str, limits: QueryLimits)
         parsed = connection.extract_statements(text)
     except duckdb.Error as error:
         raise QueryError(one_line(error)) from None
-    statements = [
-        Statement(one.query.strip(), one, ExpectedResultType.QUERY_RESULT in one.expected_result_type) for one in parsed
-    ]
-    for one in statements:
-        if not limits.external and (not _kind_may_run(one.parsed) or _SECRET.match(one.text)):
-            word = _FIRST_WORD.match(one.text)
-            raise QueryError(
-                f"{word[1].upper() if word else one.text[:20]} may not run here: SQL reads the store, and cannot reach "
-                "files, network, extensions or settings (unless with --allow-external)"
-            )
-    return statements
+    if not limits.external:
+        for one in parsed:
+            refused = _refused(one)
+            if refused is not None:
+                raise QueryError(
+                    f"{refused} may not run here: SQL reads the store, and reaches no files, network, extensions or "
+                    "settings, unless with --allow-external"
+                )
+    return [Statement(one.query.strip(), one, _gives_rows(one)) for one in parsed]
 
 
-def _kind_may_run(parsed: duckdb.Statement) -> bool:
+def _refused(parsed: duckdb.Statement) -> str | None:
+    """Return what a statement is called that may not run."""
+    if _SECRET.match(parsed.query):
+        return "CREATE SECRET"
+    if _kind(parsed) in _MAY_RUN:
+        return None
+    found = _FIRST_WORD.match(parsed.query)
+    return found[1].upper() if found and found[1] else "such a statement"
+
+
+def _gives_rows(parsed: duckdb.Statement) -> bool:
+    """Return whether a statement has a result to show; DuckDB says of CREATE, too, that it may have one."""
+    expected = parsed.expected_result_type
+    if expected == [ExpectedResultType.QUERY_RESULT] or _kind(parsed) == StatementType.MULTI:
+        return True
+    return ExpectedResultType.QUERY_RESULT in expected and "returning" in parsed.query.lower()
+
+
+def _kind(parsed: duckdb.Statement) -> StatementType | None:
+    """Return the kind of a statement, None for one that has no name in Python."""
     try:
-        return parsed.type in _MAY_RUN
-    except ValueError:  # a kind that has no name in Python
+        return parsed.type
+    except ValueError:
+        return None
+
+
+def is_complete(text: str) -> bool:
+    """Return whether the last statement of a text ends with a semicolon that is not inside a string or a comment."""
+    try:
+        tokens = [(at, kind) for at, kind in duckdb.tokenize(text) if kind != duckdb.token_type.comment]
+    except duckdb.Error:
         return False
+    if not tokens:
+        return False
+    at, kind = tokens[-1]
+    return kind == duckdb.token_type.operator and text.encode()[at : at + 1] == b";"
 
 
 def error_of(error: Exception, limits: QueryLimits) -> QueryError | QueryStoppedError:
     """Return what DuckDB's error is for the user."""
     text = one_line(error)
-    if text.startswith("INTERRUPT"):
+    if "INTERRUPT Error" in text:
         return QueryStoppedError("the statement was interrupted")
     if isinstance(error, duckdb.OutOfMemoryException) or text.startswith("Out of Memory"):
         limit = f"its limit of {limits.memory} (--memory-limit)" if limits.memory else "there is"
-        return QueryStoppedError(f"the statement needs more memory than {limit}: {text}"[:600])
+        return QueryStoppedError(f"the statement needs more memory than {limit}: {text.partition('; ')[0]}")
     if text.startswith("Permission Error") and not limits.external:
         return QueryError(f"{text[:400]} (--allow-external opens files and network)")
     return QueryError(text)
