@@ -37,7 +37,6 @@ READS = [
     "CREATE TABLE t AS SELECT * FROM '{file}'",
     "EXPLAIN ANALYZE SELECT * FROM read_text('{file}')",
     "WITH q AS MATERIALIZED (SELECT * FROM read_text('{file}')) SELECT * FROM q",
-    "COPY (SELECT '') FROM '{file}'",
     "CREATE TABLE t (a INT, b TEXT); COPY t FROM '{file}'",
     "IMPORT DATABASE '{folder}/dump'",
     "PRAGMA import_database('{folder}/dump')",
