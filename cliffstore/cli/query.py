@@ -14,6 +14,7 @@ from cliffstore.errors import ConfigError, QueryError
 
 if TYPE_CHECKING:
     from cliffstore.run.store import Store
+    from cliffstore.store.results import Batches
     from cliffstore.store.session import Statement
 
 _HELP = """Query a store: one statement or several, a file of them, or a prompt where neither is given.
@@ -102,8 +103,7 @@ def show_all(store: Store, text: str, format: str, most: int, *, explain: bool =
                 left_out += show(batches, format, most)
                 shown += 1
             else:
-                for _ in batches:
-                    pass
+                _to_the_end(batches)
     return left_out
 
 
@@ -113,14 +113,18 @@ def _save(store: Store, text: str, format: str, output: str, *, explain: bool) -
     if not any(statement.gives_rows for statement in statements):
         raise QueryError("no statement gives rows to write")
     for statement in statements:
-        with store.catalog.run(statement) as batches:
-            if statement.gives_rows:
-                with saving(output, options) as sink:
-                    rows = write(batches, format, sink)
-                print(f"{output}: {rows} rows")
-            else:
-                for _ in batches:
-                    pass
+        if not statement.gives_rows:
+            with store.catalog.run(statement) as batches:
+                _to_the_end(batches)
+            continue
+        with saving(output, options) as sink, store.catalog.run(statement) as batches:
+            rows = write(batches, format, sink)
+        print(f"{output}: {rows} rows")
+
+
+def _to_the_end(batches: Batches) -> None:
+    for _ in batches:
+        pass
 
 
 def _planned(store: Store, text: str, format: str, *, explain: bool) -> list[Statement]:

@@ -47,7 +47,7 @@ def _statements(text: str) -> Iterator[str]:
 
 
 def _with_layers_of_the_tiny_model(statement: str) -> str:
-    """Layers are those of a model with some thirty blocks; the one of the tests has four: layer n stands for n mod 4."""
+    """Layers are those of a model with some thirty blocks. The one of the tests has four: n stands for n mod 4."""
     return _LAYER.sub(lambda found: f"{found[1]}{int(found[2]) % 4}", statement)
 
 
@@ -86,7 +86,7 @@ def test_statement(source: str, statement: str, store: Store) -> None:
     "statement",
     [
         "SELECT count(*) FROM base.tokens",
-        "SELECT label, avg(base.score('refusal', t.row)) FROM base.tokens t JOIN base.examples e USING (example) GROUP BY 1",
+        "SELECT label, avg(base.score('refusal', row)) FROM base.tokens JOIN base.examples USING (example) GROUP BY 1",
         "SELECT avg(array_distance(resid_post(t.row, 20, 'tuned'), base.resid_post(b.row, 20))) AS moved FROM tokens t "
         "JOIN base.tokens b USING (example, position) WHERE t.to_decision = 0",
     ],

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from threading import Thread, Timer
 
@@ -24,6 +25,7 @@ from cliffstore.errors import ConfigError, QueryError, QueryStoppedError, Storag
 from cliffstore.run.store import Store
 from cliffstore.store import functions, tables
 from cliffstore.store.objects import ObjectStore
+from cliffstore.store.results import Batches
 
 MADE = VectorStore(n_units=4, unit_rows=1_024, width=8, tokens=2)
 TUNED = VectorStore(n_units=4, unit_rows=1_024, width=8, tokens=2, alias="tuned", seed=1)
@@ -210,18 +212,22 @@ def test_no_batch_is_spoilt_by_an_error(store: Store) -> None:
     """Rows of the last unit ask for a layer that is not there: what comes before is right, then the error comes."""
     statement = "SELECT row, resid_post(row, CASE WHEN row < 3072 THEN 0 ELSE 9 END) AS h FROM tokens"
     for disturbed in (False, True):
-        found = []
-        with store.batches(statement, rows=256) as batches, pytest.raises(StoreError, match="no layer 9"):
-            for batch in batches:
-                found.append(batch)
-                if disturbed:  # by a statement that must not take the error away
-                    try:
-                        store.sql("SELECT resid_post(1, 0)")
-                    except StoreError:
-                        pass
+        found: list[pa.RecordBatch] = []
+        with store.batches(statement, rows=256) as batches:
+            with pytest.raises(StoreError, match="no layer 9"):
+                _read(batches, found, store if disturbed else None)
+            assert list(batches) == []
         assert all(batch["h"].null_count == 0 for batch in found)
-        assert list(batches) == []
     assert store.sql("SELECT resid_post(1, 0) IS NULL").fetchall() == [(False,)]
+
+
+def _read(batches: Batches, found: list[pa.RecordBatch], disturbed: Store | None) -> None:
+    """Read to the end, with statements in between that must not take an error away."""
+    for batch in batches:
+        found.append(batch)
+        if disturbed is not None:
+            with suppress(StoreError):
+                disturbed.sql("SELECT resid_post(1, 0)")
 
 
 def test_storage_that_fails_in_the_middle(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
