@@ -129,7 +129,7 @@ def test_info_reads_no_receipt(served: Served) -> None:
 @pytest.mark.parametrize(
     ("times", "arguments"),
     [
-        (6, ("sql", "SELECT * FROM tokens LIMIT 1")),
+        (3, ("sql", "SELECT * FROM tokens LIMIT 1")),
         (1, ("sql", "SELECT sum(bytes) FROM units")),
         (1, ("info",)),
     ],
@@ -161,7 +161,7 @@ def test_process_does_not_wait_for_reads_that_nobody_needs(tmp_path: Path) -> No
         "    print(len(store.catalog.arrow('SELECT * FROM tokens LIMIT 1')))\n"
     )
     path = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parents[2])])
-    for _ in range(6):
+    for _ in range(4):
         ended = subprocess.run(
             [sys.executable, str(script)],
             capture_output=True,

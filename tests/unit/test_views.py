@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -26,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def read(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The sizes of all that is read of tables."""
     sizes: list[int] = []
     range_of = tables._PatientFile._range
@@ -37,7 +36,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         return content
 
     monkeypatch.setattr(tables._PatientFile, "_range", counted)
-    yield sizes
+    return sizes
 
 
 def bytes_of(folder: Path, kind: str, columns: set[str], groups: set[int] | None = None) -> int:
