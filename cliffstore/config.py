@@ -150,6 +150,13 @@ class ProbeConfig(StoreConfig):
     out_of_core: bool = Field(default=False, description="fit over units, whatever the memory budget")
     replace: bool = False
 
+    @model_validator(mode="after")
+    def _options_of_the_kind(self) -> ProbeConfig:
+        for option, value, kind in (("c", self.c, "logistic"), ("shrinkage", self.shrinkage, "lda")):
+            if value is not None and self.kind != kind:
+                raise ValueError(f"option {option} is of kind {kind}, and a {self.kind} has none: leave it out")
+        return self
+
 
 class ScoreConfig(StoreConfig):
     """Everything that `cliffstore score` can be told."""

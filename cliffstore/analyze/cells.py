@@ -13,6 +13,7 @@ from cliffstore.analyze.inputs import FitInputs, VectorSource
 from cliffstore.analyze.metrics import Figures, judge
 from cliffstore.analyze.samples import LabelledRows, Rows
 from cliffstore.analyze.split import VALIDATION, Deal, Groups, Labels
+from cliffstore.errors import ProbeError
 from cliffstore.schema import CellMetrics
 from cliffstore.store.probes import ProbeWeights
 from cliffstore.store.reader import StoreReader
@@ -73,8 +74,21 @@ def fit_layer(task: tuple[Sweep, int]) -> list[Cell]:
 
 
 def fit_cell(sweep: Sweep, place: int, layer: int, h_ND: Vectors, test_ND: Vectors | None) -> Cell:
-    """Fit and measure the probe of one place and layer on vectors of its samples [N, D]."""
+    """Fit and measure the probe of one place and layer on vectors of its samples [N, D].
+
+    Raises
+    ------
+    ProbeError
+        A vector has NaN or Inf.
+    """
     samples, test = sweep.samples[place], sweep.test[place]
+    for vectors_ND in (h_ND, test_ND):
+        if vectors_ND is not None and not np.isfinite(vectors_ND).all():
+            n = int((~np.isfinite(vectors_ND).all(axis=1)).sum())
+            raise ProbeError(
+                f"{n} of {len(vectors_ND)} vectors of {sweep.source.site} layer {layer}, position "
+                f"{samples.place.name}, have NaN or Inf: leave their examples out with --where"
+            )
     fold_N = sweep.deal.of(samples.groups_N)
     train, validation = fold_N != VALIDATION, fold_N == VALIDATION
     fitted = fit(h_ND[train], samples.y_N[train], fold_N[train], sweep.rule)

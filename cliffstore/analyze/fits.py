@@ -17,13 +17,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg import LinAlgError, cho_factor, cho_solve
 from scipy.optimize import minimize
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
 from cliffstore.analyze.metrics import Floats, class_weights, fold_aurocs, log_loss
 from cliffstore.analyze.split import Labels, both_classes
+from cliffstore.errors import ProbeError
 from cliffstore.store.probes import ProbeWeights
 
 LOGISTIC, MEAN_DIFFERENCE, LDA, IMPORTED = "logistic", "mean_difference", "lda", "imported"
@@ -66,6 +67,11 @@ def fit(h_ND: npt.NDArray[np.float32], y_N: Labels, fold_N: Folds | None, rule: 
     ----------
     fold_N : folds of cross-validation, groups whole. With None nothing is chosen or measured: what `rule` leaves open
         is then 1 for C and .1 for the shrinkage, and a mean difference is scaled on its own scores
+
+    Raises
+    ------
+    ProbeError
+        The covariance of an LDA is singular.
     """
     x_ND = h_ND.astype(np.float64)
     if rule.kind == MEAN_DIFFERENCE:
@@ -181,8 +187,13 @@ def _lda(x_ND: Floats, y_N: Labels, grid: Sequence[float], class_weight: str) ->
     for shrinkage in grid:
         shrunk_DD = (1 - shrinkage) * correlation_DD
         np.fill_diagonal(shrunk_DD, 1.0)
-        shrunk_DD.flat[:: len(scale_D) + 1] += 1e-12
-        w_D = cho_solve(cho_factor(shrunk_DD, overwrite_a=True), difference_D) / scale_D
+        try:
+            w_D = cho_solve(cho_factor(shrunk_DD, overwrite_a=True), difference_D) / scale_D
+        except LinAlgError:
+            raise ProbeError(
+                f"the covariance of {len(y_N)} samples in {len(scale_D)} dimensions is singular at shrinkage "
+                f"{shrinkage:g}: raise --shrinkage, or leave it to cross-validation"
+            ) from None
         yield w_D, float(np.log(share_C[1] / share_C[0]) - (mean_CD[0] + mean_CD[1]) @ w_D / 2)
 
 

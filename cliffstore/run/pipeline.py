@@ -64,7 +64,7 @@ def run_pipeline(config: PipelineConfig, reporter: Reporter) -> PipelineReport:
     extracted = run_extraction(config.extract, reporter)
     with Store(config.store, config.storage_options, reporter) as store:
         probe = store.fit_probe(**config.probe.model_dump(exclude=IN_STORE))
-        reporter.stage(f"probe: {describe_probe(probe)}")
+        reporter.stage(f"probe: {'; '.join(describe_probe(probe).splitlines())}")
         scored = store.score(config.score.probe)
         reporter.stage(f"score: {scored.tokens:,} tokens now, {scored.units_done_before} units had scores")
         ranked = store.cliff(config.cliff.probe)
@@ -89,7 +89,7 @@ def describe_probe(probe: ProbeDocument) -> str:
         return f"{place}, as it was given: nothing was measured"
     places = len({cell.positions for cell in probe.cells})
     layers = len({cell.layer for cell in probe.cells})
-    tried = f"{layers} layers" + (f" x {places} positions" if places > 1 else "")
+    tried = f"{layers} {'layer' if layers == 1 else 'layers'}" + (f" x {places} positions" if places > 1 else "")
     unseen = (
         f"unseen test AUROC {_interval(chosen.test_auroc, chosen.test_auroc_low, chosen.test_auroc_high)} "
         f"({probe.n_test} samples), "

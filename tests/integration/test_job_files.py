@@ -132,7 +132,7 @@ def test_example_runs_with_settings_over_its_sections(built: Built, tmp_path: Pa
     result = job("pipeline", EXAMPLE, *(part for one in sets for part in ("--set", one)))
     assert result.code == 0, result.stderr
     report = result.json
-    assert [one["layer"] for one in report["probe"]["layers"]] == [3]
+    assert [one["layer"] for one in report["probe"]["cells"]] == [3]
     assert (report["probe"]["seed"], report["select"]["chosen"], report["export"]["rows"]) == (7, 5, 5)
     assert (tmp_path / "train" / "train.parquet").exists()
 
