@@ -64,7 +64,7 @@ def run_pipeline(config: PipelineConfig, reporter: Reporter) -> PipelineReport:
     extracted = run_extraction(config.extract, reporter)
     with Store(config.store, config.storage_options, reporter) as store:
         probe = store.fit_probe(**config.probe.model_dump(exclude=IN_STORE))
-        reporter.stage(f"probe: {describe_probe(probe)}")
+        reporter.stage(f"probe: {'; '.join(describe_probe(probe).splitlines())}")
         scored = store.score(**config.score.model_dump(exclude=IN_STORE))
         reporter.stage(f"score: {scored.tokens:,} tokens now, {scored.units_done_before} units had scores")
         ranked = store.cliff(config.cliff.probe)
@@ -82,14 +82,36 @@ def select_in(store: Store, config: SelectConfig) -> SelectionReport:
 
 
 def describe_probe(probe: ProbeDocument) -> str:
-    """Return the figures of a probe, for people."""
-    chosen = next(metrics for metrics in probe.layers if metrics.layer == probe.layer)
-    unseen = f"; unseen test AUROC {chosen.test_auroc:.4f} ({probe.n_test} examples)" if probe.n_test else ""
-    return (
-        f"{probe.name}: {probe.site} layer {probe.layer} of {len(probe.layers)} layers tried, "
-        f"validation AUROC {chosen.auroc:.4f} ({probe.n_train} train, {probe.n_validation} validation){unseen}; "
-        f"shuffled labels {probe.shuffled_auroc:.3f}"
+    """Return the figures of a probe, for people: one line, and one more of what it is held against."""
+    chosen = probe.chosen
+    place = f"{probe.name}: {probe.kind} at {probe.site} layer {probe.layer}, position {probe.positions}"
+    if chosen is None:
+        return f"{place}, as it was given: nothing was measured"
+    places = len({cell.positions for cell in probe.cells})
+    layers = len({cell.layer for cell in probe.cells})
+    tried = f"{layers} {'layer' if layers == 1 else 'layers'}" + (f" x {places} positions" if places > 1 else "")
+    unseen = (
+        f"unseen test AUROC {_interval(chosen.test_auroc, chosen.test_auroc_low, chosen.test_auroc_high)} "
+        f"({probe.n_test} samples), "
+        if probe.n_test
+        else ""
     )
+    return (
+        f"{place} of {tried} tried, validation AUROC "
+        f"{_interval(chosen.auroc, chosen.auroc_low, chosen.auroc_high)} "
+        f"({probe.n_train} train, {probe.n_validation} validation)\n"
+        f"held against: {unseen}shuffled labels {_figure(probe.shuffled_auroc)}, "
+        f"bag of tokens {_figure(probe.bag_auroc)}"
+        + (f" ({_figure(probe.bag_test_auroc)} unseen)" if probe.bag_test_auroc is not None else "")
+    )
+
+
+def _interval(value: float | None, low: float | None, high: float | None) -> str:
+    return f"{_figure(value, 4)} [{_figure(low)}, {_figure(high)}]"
+
+
+def _figure(value: float | None, digits: int = 3) -> str:
+    return "not measured" if value is None else f"{value:.{digits}f}"
 
 
 def check_pipeline(config: PipelineConfig) -> None:

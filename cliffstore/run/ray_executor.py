@@ -1,5 +1,5 @@
 """Units on a Ray cluster: the actor around a worker, and what the cluster has room for. `ray_pool` works with them,
-`ray_metrics` counts; no other module imports ray.
+`ray_metrics` counts, `ray_tasks` runs functions without a model; no other module imports ray.
 
 Only the workers' spec, the job and unit numbers travel through Ray; corpora and vectors go between a worker and the
 store.
@@ -63,7 +63,7 @@ class RayExecutor(Generic[J]):
     def __init__(self, actors: int | None = None, gpus_per_actor: int = 1) -> None:
         self._begun_here = not ray.is_initialized()
         if self._begun_here:
-            _connect()
+            connect()
         try:
             self.share = share_out(ray.nodes(), actors, gpus_per_actor)
         except ConfigError:
@@ -173,7 +173,8 @@ def share_out(nodes: Sequence[dict[str, object]], actors: int | None, gpus_per_a
     return ActorShare(actors, max(min(with_cpus) / per_node // 1, 1.0), 0.0)
 
 
-def _connect() -> None:
+def connect() -> None:
+    """Connect to the cluster that RAY_ADDRESS names, or start Ray here. Raises `ConfigError` where it cannot."""
     on_terminate = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import fields
 from types import TracebackType
 
 import duckdb
@@ -12,22 +14,28 @@ import pyarrow as pa
 
 from cliffstore.access import scheme_of
 from cliffstore.analyze.cliff import CliffReport, rank_cliffs
-from cliffstore.analyze.labels import ProbeSettings, find_inputs
-from cliffstore.analyze.probe import fit_probe
-from cliffstore.config import check_name
-from cliffstore.errors import ProbeError
+from cliffstore.analyze.imported import Direction, as_given, calibrated, check_direction
+from cliffstore.analyze.inputs import find_inputs
+from cliffstore.analyze.labels import ProbeSettings
+from cliffstore.analyze.large import returned_memory
+from cliffstore.analyze.probe import SMALL, fit_probe, size_of
+from cliffstore.config import ProbeConfig, check_name
+from cliffstore.errors import ConfigError, ProbeError
 from cliffstore.publish.export import ExportReport, export_selection
 from cliffstore.publish.selection import SelectionReport, select_examples
+from cliffstore.run.directions import as_vector, write_direction
 from cliffstore.run.origins import Origins
 from cliffstore.run.progress import LineReporter, Piece, Reporter
 from cliffstore.run.repair import RepairReport, repair_store
 from cliffstore.run.scoring import ScoringReport, score_store
+from cliffstore.run.tasks import open_tasks
 from cliffstore.run.verification import verify
 from cliffstore.schema import ProbeDocument
+from cliffstore.settings import read_config
 from cliffstore.store import layout, receipts
 from cliffstore.store.activations import Activations, find_activations
 from cliffstore.store.catalog import Catalog, Parameters, arrow_table
-from cliffstore.store.probes import keep_copies, list_probes, write_probe
+from cliffstore.store.probes import keep_copies, list_probes, read_probe, write_probe
 from cliffstore.store.reader import StoreReader, compact_ranges
 from cliffstore.store.results import Batches
 from cliffstore.store.session import QueryLimits
@@ -281,38 +289,114 @@ class Store:
         return report
 
     def fit_probe(self, name: str, *, replace: bool = False, **settings: object) -> ProbeDocument:
-        """Fit a probe on every layer, choose one on validation, and keep it under `name`.
+        """Fit a probe at every position and layer, choose one on validation, and keep it under `name`.
 
         Where the probe of that name was fitted with the same settings on the same examples, it is not fitted again.
 
         Parameters
         ----------
         replace : put it in the place of another probe of that name, whose scores and cliffs are removed
-        settings : fields of `ProbeSettings`
+        settings : other fields of `ProbeConfig`
 
         Raises
         ------
-        ProbeError, StoreError, QueryError
+        ConfigError, ProbeError, StoreError, QueryError
             The probe cannot be fitted as asked.
         """
         check_name(name, "probe")
-        asked = ProbeSettings(name=name, **settings)  # type: ignore[arg-type]
-        inputs = find_inputs(self.catalog, asked, self._reporter.notice)
-        held = next((probe for probe in list_probes(self.reader.objects) if probe.name == name), None)
-        if held is not None and held.inputs == inputs.digest:
-            keep_copies(self.reader.objects, name)
-            self._reporter.stage(f"probe: {name} is there already, fitted on the same examples")
-            return held
-        document, weights = fit_probe(
-            self.reader,
-            inputs,
-            lambda total: self._reporter.begin("probe", total),
-            lambda: self._reporter.advance(Piece(noun="layers")),
-        )
-        self._reporter.end()
+        asked = read_config(ProbeConfig, None, {"store": self.reader.url, "name": name, **settings})
+        with ExitStack() as stack:
+            test = stack.enter_context(self._test_catalog(asked.test_store)) if asked.test_store else None
+            with returned_memory():
+                inputs = find_inputs(self.catalog, probe_settings(asked), self._reporter.notice, test)
+            held = next((probe for probe in list_probes(self.reader.objects) if probe.name == name), None)
+            if held is not None and held.inputs == inputs.digest:
+                keep_copies(self.reader.objects, name)
+                self._reporter.stage(f"probe: {name} is there already, fitted on the same examples")
+                return held
+            small = asked.workers is None and asked.executor != "ray" and size_of(self.catalog, inputs) < SMALL
+            tasks = open_tasks("local", 1) if small else open_tasks(asked.executor, asked.workers)
+            mapper = stack.enter_context(tasks)
+            document, weights = fit_probe(
+                self.catalog,
+                inputs,
+                mapper,
+                lambda total: self._reporter.begin("probe", total),
+                lambda: self._reporter.advance(Piece(noun="layers")),
+                self._reporter.notice,
+                test,
+            )
+            self._reporter.end()
         write_probe(self.reader.objects, document, weights, replace=replace)
         self.refresh()
         return document
+
+    def import_probe(
+        self,
+        name: str,
+        weights: object,
+        *,
+        layer: int,
+        bias: float | None = None,
+        calibrate: str | None = None,
+        replace: bool = False,
+        **settings: object,
+    ) -> ProbeDocument:
+        """Keep a direction that was found elsewhere as a probe.
+
+        Parameters
+        ----------
+        weights : float [D]: a NumPy array, a torch tensor or a list
+        bias : b of score = w·h + b; default 0
+        calibrate : label on which scale and offset are fitted, so that the score is a logit, and figures are found
+        settings : `site`, `model`, `positions`; with `calibrate` also what chooses examples, as for `fit_probe`
+
+        Raises
+        ------
+        ConfigError, ProbeError, StoreError
+            It is no vector of the site's width, or has NaN, or cannot be calibrated as asked.
+        """
+        check_name(name, "probe")
+        given = {"store": self.reader.url, "name": name, "layers": str(layer), **settings}
+        if calibrate is not None:
+            if bias is not None:
+                raise ConfigError("a direction has an offset that is given, or one that is calibrated: leave one out")
+            given["label"] = calibrate
+        asked = read_config(ProbeConfig, None, given)
+        w_D = as_vector(weights)
+        direction = Direction(name, w_D, bias, asked.site, layer, asked.model, asked.positions)
+        check_direction(self.reader, direction)
+        if calibrate is None:
+            document, kept = as_given(self.reader, direction, self._reporter.notice)
+        else:
+            inputs = find_inputs(self.catalog, probe_settings(asked), self._reporter.notice)
+            document, kept = calibrated(self.catalog, direction, inputs, self._reporter.notice)
+        write_probe(self.reader.objects, document, kept, replace=replace)
+        self.refresh()
+        return document
+
+    def export_probe(self, name: str, output: str) -> ProbeDocument:
+        """Write a probe to a `.safetensors`, `.npz` or `.npy` file; path or URL.
+
+        Raises
+        ------
+        ConfigError, ProbeError
+            There is no such probe, or no such kind of file.
+        """
+        document, weights = read_probe(self.reader.objects, name)
+        write_direction(output, document, weights, self._options_for(output))
+        if output.lower().endswith(".npy"):
+            self._reporter.notice(f"a .npy file holds w alone; b is {weights.b}")
+        return document
+
+    def _options_for(self, url: str) -> Mapping[str, object] | None:
+        """Return the store's storage options for a URL of the same scheme."""
+        store = self.reader.objects
+        return store.storage_options if scheme_of(url) == scheme_of(store.url) else None
+
+    def _test_catalog(self, url: str) -> Catalog:
+        """Open another store, with this one's storage options where it has the same scheme."""
+        return Catalog(StoreReader(url, self._options_for(url)))
 
     def score(self, probe: str | Sequence[str], *, executor: str = "auto", actors: int | None = None) -> ScoringReport:
         """Score every extracted token that has no score of these probes yet; see `run.scoring.score_store`.
@@ -377,9 +461,8 @@ class Store:
 
         `output_options` are storage options of `output`; by default the store's, where both have the same scheme.
         """
-        store = self.reader.objects
-        if output_options is None and scheme_of(output) == scheme_of(store.url):
-            output_options = store.storage_options
+        if output_options is None:
+            output_options = self._options_for(output)
         report = export_selection(
             self.catalog,
             selection=selection,
@@ -403,3 +486,9 @@ class Store:
 
 def _read_again(reader: StoreReader) -> StoreReader:
     return StoreReader(reader.url, reader.objects.storage_options)
+
+
+def probe_settings(config: ProbeConfig) -> ProbeSettings:
+    """Return what of a configuration says what to fit."""
+    names = {field.name for field in fields(ProbeSettings)}
+    return ProbeSettings(**config.model_dump(include=names))

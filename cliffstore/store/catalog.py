@@ -51,34 +51,31 @@ _CAPTURES = pa.schema(
         pa.field("key", pa.string()),
     ]
 )
+_MEASURED = ("auroc", "auroc_low", "auroc_high", "accuracy", "recall_at_1_fpr", "calibration_error", "log_loss")
+_TESTED = tuple(f"test_{name}" for name in _MEASURED)
+_FIT = [
+    *((name, pa.float64()) for name in ("c", "shrinkage")),
+    *((name, pa.int64()) for name in ("n_train", "n_validation", "n_test")),
+]
 _PROBES = pa.schema(
     [
-        pa.field("probe", pa.string()),
-        pa.field("kind", pa.string()),
-        pa.field("model", pa.string()),
-        pa.field("site", pa.string()),
-        pa.field("layer", pa.int32()),
-        pa.field("positions", pa.string()),
-        pa.field("label", pa.string()),
-        pa.field("positive", pa.string()),
-        pa.field("n_train", pa.int32()),
-        pa.field("n_validation", pa.int32()),
-        pa.field("n_test", pa.int32()),
-        pa.field("auroc", pa.float64()),
-        pa.field("test_auroc", pa.float64()),
-        pa.field("shuffled_auroc", pa.float64()),
-        pa.field("digest", pa.string()),
+        *((name, pa.string()) for name in ("probe", "kind", "model", "site")),
+        ("layer", pa.int32()),
+        *((name, pa.string()) for name in ("positions", "label", "positive")),
+        *_FIT,
+        *((name, pa.float64()) for name in (*_MEASURED, *_TESTED)),
+        *((name, pa.float64()) for name in ("shuffled_auroc", "bag_auroc", "bag_test_auroc")),
+        ("digest", pa.string()),
     ]
 )
 _PROBE_METRICS = pa.schema(
     [
-        pa.field("probe", pa.string()),
-        pa.field("layer", pa.int32()),
-        pa.field("auroc", pa.float64()),
-        pa.field("accuracy", pa.float64()),
-        pa.field("log_loss", pa.float64()),
-        pa.field("test_auroc", pa.float64()),
-        pa.field("test_accuracy", pa.float64()),
+        ("probe", pa.string()),
+        ("positions", pa.string()),
+        ("layer", pa.int32()),
+        ("chosen", pa.bool_()),
+        *_FIT,
+        *((name, pa.float64()) for name in ("cv_auroc", "cv_auroc_sd", *_MEASURED, *_TESTED)),
     ]
 )
 
@@ -308,13 +305,17 @@ def _captures_table(reader: StoreReader) -> pa.Table:
 def _probes_table(probes: Sequence[ProbeDocument]) -> pa.Table:
     rows = []
     for probe in probes:
-        chosen = next(layer for layer in probe.layers if layer.layer == probe.layer)
+        measured = probe.chosen.model_dump(include={*_MEASURED, *_TESTED}) if probe.chosen else {}
         known = probe.model_dump(include=set(_PROBES.names))
-        scores = {"auroc": chosen.auroc, "test_auroc": chosen.test_auroc}
-        rows.append({**known, "probe": probe.name, "model": probe.alias, **scores})
+        rows.append({**measured, **known, "probe": probe.name, "model": probe.alias})
     return pa.Table.from_pylist(rows, schema=_PROBES)
 
 
 def _metrics_table(probes: Sequence[ProbeDocument]) -> pa.Table:
-    rows = [{"probe": probe.name, **layer.model_dump()} for probe in probes for layer in probe.layers]
+    """Return one line a cell: a position and a layer of a probe."""
+    rows = [
+        {"probe": probe.name, "chosen": cell == probe.chosen, **cell.model_dump()}
+        for probe in probes
+        for cell in probe.cells
+    ]
     return pa.Table.from_pylist(rows, schema=_PROBE_METRICS)
