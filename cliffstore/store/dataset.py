@@ -22,7 +22,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from cliffstore.errors import ConfigError
 from cliffstore.store.activations import as_tensor
-from cliffstore.store.arrays import open_arrays, to_float32
+from cliffstore.store.arrays import STORED_DTYPE, open_arrays, to_float32
 from cliffstore.store.buffers import Buffers, Lines
 from cliffstore.store.epochs import Group, Integers, OrderSettings, batches_of_rank, epoch_of, taken_by
 from cliffstore.store.items import Column, ItemQuery, find_items
@@ -132,6 +132,17 @@ class ActivationDataset(IterableDataset):
         """Shape of one row of `vectors`."""
         layers = (len(self._items.specs),) if self._is_stacked else ()
         return (*layers, *self._items.specs[0].row_shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of `vectors`."""
+        stored = np.empty(0, STORED_DTYPE[self._items.specs[0].dtype])
+        return as_tensor(stored, self._items.specs[0].dtype, self._dtype).dtype
+
+    @property
+    def batch_rows(self) -> int:
+        """Rows of the largest batch."""
+        return self.order.settings.batch_rows
 
     def __len__(self) -> int:
         """Return the number of batches that this rank has in each epoch."""

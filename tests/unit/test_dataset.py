@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing import forkserver, get_context
 from pathlib import Path
@@ -19,7 +20,7 @@ from vector_store import VectorStore
 import cliffstore
 from cliffstore import ActivationDataset, ActivationLoader
 from cliffstore.errors import ConfigError, DamagedStoreError, QueryError, StoreError
-from cliffstore.store import buffers, layout
+from cliffstore.store import buffers, layout, loading
 from cliffstore.store.objects import ObjectStore
 
 UNITS, UNIT_ROWS = 6, 512
@@ -79,6 +80,34 @@ def test_two_ranks_with_two_workers_see_every_row_once(url: str) -> None:
         loader.close()
     assert sorted(seen) == list(range(ROWS))
     assert steps[0] == steps[1]
+
+
+def test_workers_do_not_overrun_a_slow_loop(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their memory is a ring: give them the time to fill what is not taken yet."""
+    received = loading._Sent.received
+
+    def slowly(self: loading._Sent, rings: torch.Tensor | None) -> dict[str, object]:
+        time.sleep(0.02)
+        return received(self, rings)  # type: ignore[return-value]
+
+    monkeypatch.setattr(loading._Sent, "received", slowly)
+    for n_workers, prefetch_factor, n_rows in ((1, 1, 900), (2, 1, 1000), (2, 3, 1000)):
+        loader = made(url, where=f"t.row < {n_rows}").loader(n_workers, prefetch_factor=prefetch_factor)
+        for batch in loader:
+            assert torch.equal(batch["vectors"].float(), torch.from_numpy(expected(1, batch["row"])))
+        loader.close()
+
+
+@pytest.mark.parametrize("n_workers", [0, 1])
+def test_columns_arrive_as_they_are_from_any_process(url: str, n_workers: int) -> None:
+    loader = made(url, layer=(0, 1), columns=("example", "label"), dtype=torch.float32).loader(n_workers)
+    batch = next(iter(loader))
+    loader.close()
+    alone = next(iter(made(url, layer=(0, 1), columns=("example", "label"), dtype=torch.float32)))
+    assert batch.keys() == alone.keys() == {"vectors", "row", "example", "label"}
+    assert torch.equal(batch["vectors"], alone["vectors"])
+    assert torch.equal(batch["example"], alone["example"])
+    assert batch["label"] == alone["label"]
 
 
 @pytest.mark.parametrize("n_workers", [0, 2])
