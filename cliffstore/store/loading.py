@@ -16,7 +16,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -58,6 +58,7 @@ class ActivationLoader:
         if num_workers < 0 or prefetch_factor < 1:
             raise ConfigError(f"num_workers={num_workers}, prefetch_factor={prefetch_factor}: must be at least 0 and 1")
         self.dataset, self._n_workers, self._pins = dataset, num_workers, pin_memory
+        self._running: Any = None
         self._rings: torch.Tensor | None = None
         options: dict[str, object] = {}
         if num_workers:
@@ -110,7 +111,8 @@ class ActivationLoader:
         position = self._now = self._next
         self._next = Position(position.epoch, 0)
         self.dataset.begin_at(position)
-        for done, sent in enumerate(self._batches, position.batches + 1):
+        self._running = iter(self._batches)
+        for done, sent in enumerate(self._running, position.batches + 1):
             if isinstance(sent, CliffstoreError):
                 raise sent
             batch = sent.received(self._rings) if isinstance(sent, _Sent) else sent
@@ -121,9 +123,17 @@ class ActivationLoader:
     def _pinned(self, values: torch.Tensor | list[object]) -> torch.Tensor | list[object]:
         return values.pin_memory() if isinstance(values, torch.Tensor) else values
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
-        """End the workers."""
-        self._batches._iterator = None
+        """End the workers, also under a pass that is not finished. The next pass starts others."""
+        if self._n_workers and self._running is not None:
+            self._running._shutdown_workers()
+        self._running = self._batches._iterator = None
 
 
 @dataclass(frozen=True, slots=True)

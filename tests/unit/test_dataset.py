@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from multiprocessing import forkserver, get_context
+from multiprocessing import active_children, forkserver, get_context
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,16 @@ def quick_workers() -> Iterator[None]:
     get_context("forkserver").set_forkserver_preload(["torch", "cliffstore.store.dataset"])
     yield
     forkserver._forkserver._stop()
+
+
+@pytest.fixture(autouse=True)
+def no_workers_left() -> Iterator[None]:
+    """A test that fails leaves its workers, for which the process that they were forked from would wait."""
+    before = {*active_children()}
+    yield
+    for worker in {*active_children()} - before:
+        worker.kill()
+        worker.join()
 
 
 @pytest.fixture(scope="module")
@@ -351,6 +361,17 @@ def test_mistakes_are_told(url: str) -> None:
             made(url, **settings)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="num_workers=-1"):
         made(url).loader(-1)
+
+
+def test_workers_end_with_their_loader_even_in_the_middle(url: str) -> None:
+    before = {*active_children()}
+    with made(url).loader(2) as loader:
+        batches = iter(loader)
+        first = next(batches)["row"].tolist()
+        assert len({*active_children()} - before) == 2
+    assert not {*active_children()} - before
+    assert next(iter(loader))["row"].tolist() == first
+    loader.close()
 
 
 def test_a_spawned_worker(url: str) -> None:
