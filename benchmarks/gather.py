@@ -4,16 +4,16 @@ usage: python benchmarks/gather.py [--rows 100000] [--few 1000] [--store-rows 42
                                    [--pt-layers 4] [--no-pt]
 
 The store is made up (tests/vector_store.py): one layer of bfloat16, units of 32,768 rows, 64 tokens an example. Sides
-are timed in turn, in every round, and seconds, of the clock and of all processors, are medians over rounds. Every side starts with no decoded chunk, on an
-array or a store that has just been opened (opening is not counted), and with the files in the memory of the operating
-system. What each side gives is compared with the others' once.
+are timed in turn, in every round; seconds, of the clock and of all processors, are medians over rounds. Every side
+starts with no decoded chunk, on an array or a store that has just been opened (opening is not counted), and with the
+files in the memory of the operating system. What each side gives is compared with the others' once.
 
 Raw tensorstore is `array[rows].read().result()` on the same array with a context of its own, for the bits that are
 stored, and with a conversion to float32 in NumPy, which is what the store's sides give unless they say `bits`. A ratio
 is raw's time over the side's, so that 1 is as fast; first against raw bits, then against raw float32.
 
 `.pt` files hold 16 prompts each, as a loop over batches with torch.save leaves them, and are loaded whole for any row
-in them: with this layer alone, and with `--pt-layers` layers.
+in them: with this layer alone, and with `--pt-layers` layers. They are not compressed.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Sides:
     def __init__(self, url: str, pt: dict[str, list[Path]]) -> None:
         self.url, self.pt = url, pt
         self.key = layout.array("main", "resid_post", 0)
-        self.n_rows = self.array().shape[0]
+        self.n_rows, self.width = self.array().shape
 
     def array(self) -> ts.TensorStore:
         spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{self.url}/{self.key}/"}}
@@ -148,12 +148,13 @@ class Sides:
         ends = np.searchsorted(rows_N, np.arange(len(files) + 1) * in_a_file)
 
         def read() -> np.ndarray:
-            parts = []
+            found = np.empty((len(rows_N), self.width), dtype=np.uint16)
             for number, file in enumerate(files):
-                own = rows_N[ends[number] : ends[number + 1]] - number * in_a_file
+                place = slice(ends[number], ends[number + 1])
+                own = rows_N[place] - number * in_a_file
                 if len(own):
-                    parts.append(torch.load(file, weights_only=True)["resid_post.0"][own].float().numpy())
-            return np.concatenate(parts)
+                    found[place] = torch.load(file, weights_only=True)["resid_post.0"].view(torch.uint16).numpy()[own]
+            return wide(found)
 
         return lambda: read
 

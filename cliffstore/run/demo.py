@@ -112,7 +112,7 @@ def run_demo(
             f"probe    layer {probe.layer} of {len(probe.layers)}, validation AUROC {metrics.auroc:.3f} on "
             f"{probe.n_validation} unseen examples; shuffled labels {probe.shuffled_auroc:.2f}"
         )
-        scored = store.score(PROBE)
+        scored = store.score(PROBE, executor=executor)
         say(f"score    {scored.tokens:,} tokens scored now, with no forward pass")
         ranked = store.cliff(PROBE)
         with_cliff = ranked.examples - ranked.without_thinking

@@ -13,7 +13,6 @@ from cliffstore.access import scheme_of
 from cliffstore.analyze.cliff import CliffReport, rank_cliffs
 from cliffstore.analyze.labels import ProbeSettings, find_inputs
 from cliffstore.analyze.probe import fit_probe
-from cliffstore.analyze.score import ScoreReport, score_units
 from cliffstore.config import check_name
 from cliffstore.errors import ProbeError
 from cliffstore.publish.export import ExportReport, export_selection
@@ -21,6 +20,7 @@ from cliffstore.publish.selection import SelectionReport, select_examples
 from cliffstore.run.origins import Origins
 from cliffstore.run.progress import LineReporter, Piece, Reporter
 from cliffstore.run.repair import RepairReport, repair_store
+from cliffstore.run.scoring import ScoringReport, score_store
 from cliffstore.run.verification import verify
 from cliffstore.schema import ProbeDocument
 from cliffstore.store import layout, receipts
@@ -227,19 +227,18 @@ class Store:
         self.refresh()
         return document
 
-    def score(self, probe: str) -> ScoreReport:
-        """Score every extracted token that has no score of this probe yet."""
-        report = score_units(
-            self.reader,
-            probe,
-            lambda total: self._reporter.begin("score", total),
-            lambda tokens: self._reporter.advance(Piece(tokens)),
-        )
-        self._reporter.end()
-        if report.units_missing:
-            self._reporter.notice(f"{report.units_missing} units are not extracted yet and have no scores")
-        self.refresh()
-        return report
+    def score(self, probe: str | Sequence[str], *, executor: str = "auto", actors: int | None = None) -> ScoringReport:
+        """Score every extracted token that has no score of these probes yet; see `run.scoring.score_store`.
+
+        Parameters
+        ----------
+        probe : one name or several; `all` means every probe of the store
+        """
+        names = [probe] if isinstance(probe, str) else list(probe)
+        try:
+            return score_store(self.reader, names, self._reporter, executor=executor, actors=actors)
+        finally:
+            self.refresh()
 
     def cliff(self, probe: str) -> CliffReport:
         """Rank examples by cliff; the result is the view `cliffs`."""

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cliffstore.errors import ConfigError
-from cliffstore.store.arrays import ArrayIO, Waiting
+from cliffstore.store.array_io import ArrayIO, Waiting
 from cliffstore.store.patience import log
 from cliffstore.store.shards import Grid, Piece, Vectors
 
@@ -25,6 +25,8 @@ Numbers: TypeAlias = npt.NDArray[np.int64]
 
 CACHE_VARIABLE = "CLIFFSTORE_CHUNK_CACHE_MB"
 _SHARE_OF_MEMORY, _MOST_BYTES = 0.25, 2 << 30
+_MOST_CHUNKS = 1 << 20
+"""Of one form: beside each there are some thirty bytes about it."""
 
 
 class Lease(Protocol):
@@ -124,7 +126,7 @@ class _Pool:
 
     def __init__(self, lock: Lock, grid: Grid, limit: int) -> None:
         self.lock, self.grid, self.is_spoilt = lock, grid, False
-        n_slots = limit // grid.chunk_bytes
+        n_slots = min(limit // grid.chunk_bytes, _MOST_CHUNKS)
         shape = (grid.chunk_rows, *grid.row_shape)
         try:
             self.block: Vectors = np.empty((n_slots, *shape), dtype=grid.dtype)

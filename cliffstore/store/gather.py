@@ -14,7 +14,8 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import numpy.typing as npt
 
-from cliffstore.store.arrays import ArrayIO, Waiting, range_pieces, to_float32, widen
+from cliffstore.store.array_io import ArrayIO, Waiting, range_pieces
+from cliffstore.store.arrays import to_float32, widen
 from cliffstore.store.chunks import ChunkCache, Lease, Passing
 from cliffstore.store.shards import Grid, Vectors, check_inside
 

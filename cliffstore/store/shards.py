@@ -21,8 +21,9 @@ Vectors: TypeAlias = npt.NDArray[np.generic]
 Piece: TypeAlias = tuple[int, Vectors]
 """The first of some consecutive rows, and the memory [rows, ...] that they go to."""
 
+_LISTED_AT_ONCE = 1_000
 _ONE_BY_ONE = 4
-"""More shards than these are looked up by one listing of the array."""
+"""Shards that are looked up by themselves rather than in a listing, for each request that the listing takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ class ShardCheck:
             check_inside(key, grid, first, last)
             units.update(range(first // grid.shard_rows, last // grid.shard_rows + 1))
         unseen = {layout.shard(key, unit, len(grid.row_shape) + 1) for unit in units} - self._seen
-        if len(unseen) > _ONE_BY_ONE:
+        if len(unseen) > _ONE_BY_ONE * (1 + grid.n_rows // grid.shard_rows // _LISTED_AT_ONCE):
             listed = self._objects.sizes(key)
             self._seen.update(shard for shard, size in listed.items() if size)
             unseen -= self._seen

@@ -20,10 +20,16 @@ _HOLE_BYTES = 128 << 10
 """A request costs as much time as reading this much that nobody wants."""
 
 
-def encode(table: pa.Table, provenance: Mapping[str, str]) -> bytes:
-    """Return a table as Parquet bytes (zstd), the same bytes for the same table and provenance."""
+def encode(table: pa.Table, provenance: Mapping[str, str], plain: Sequence[str] = ()) -> bytes:
+    """Return a table as Parquet bytes (zstd), the same bytes for the same table and provenance.
+
+    Parameters
+    ----------
+    plain : columns whose values hardly repeat: no dictionary is tried for them
+    """
     sink = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata(metadata(provenance)), sink, compression="zstd")
+    coded = [name for name in table.column_names if name not in plain] if plain else True
+    pq.write_table(table.replace_schema_metadata(metadata(provenance)), sink, compression="zstd", use_dictionary=coded)
     return sink.getvalue()
 
 
@@ -33,9 +39,11 @@ def metadata(provenance: Mapping[str, str]) -> dict[str, str]:
     return {f"{PROVENANCE}.{name}": value for name, value in sorted(known.items())}
 
 
-def write(objects: ObjectStore, key: str, table: pa.Table, provenance: Mapping[str, str]) -> str:
-    """Write a table as one Parquet object and return the sha256 of its bytes."""
-    content = encode(table, provenance)
+def write(
+    objects: ObjectStore, key: str, table: pa.Table, provenance: Mapping[str, str], plain: Sequence[str] = ()
+) -> str:
+    """Write a table as one Parquet object and return the sha256 of its bytes. `plain` as for `encode`."""
+    content = encode(table, provenance, plain)
     objects.put(key, content)
     return hashlib.sha256(content).hexdigest()
 

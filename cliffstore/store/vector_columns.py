@@ -102,7 +102,7 @@ def _groups(given_N: Flags, *columns: Column) -> Iterator[tuple[tuple, Places]]:
 
 def _joined(n: int, width: int, found: Sequence[Found]) -> tuple[pa.Array, pa.Array | None]:
     """Return the values of `n` answers in a row, and which have none; None where all have one."""
-    if len(found) == 1 and found[0][0] == _ALL and found[0][1].all():
+    if len(found) == 1 and isinstance(found[0][0], slice) and found[0][1].all():
         return pa.array(found[0][2].reshape(-1)), None
     values_ND, is_missing_N = np.zeros((n, width), dtype=np.float32), np.ones(n, dtype=np.bool_)
     for at, is_there, answers in found:

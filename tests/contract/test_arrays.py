@@ -103,7 +103,7 @@ def test_google_storage_is_reached_with_the_credentials_that_were_given(
     As if gcsfs were there: it brings a dozen packages, and is not asked for anything here.
     """
     monkeypatch.setattr("fsspec.core.url_to_fs", lambda url, **_: (MemoryFileSystem(), "/bucket/store"))
-    monkeypatch.setattr("cliffstore.store.arrays.zarr_store", lambda objects: None)
+    monkeypatch.setattr("cliffstore.store.zarr_arrays.zarr_store", lambda objects: None)
     url = f"gs://bucket/{uuid.uuid4().hex}"  # told once a store
     assert isinstance(open_arrays(ObjectStore(url, options)), backend)
     assert ("through zarr-python" in caplog.text) is (backend is ZarrArrays)

@@ -216,7 +216,7 @@ def crash_at(moment: str, patch: pytest.MonkeyPatch) -> None:
         case "arrays grown":
             patch.setattr("cliffstore.store.writer.create_arrays", after(_create_arrays()))
         case "first receipt":
-            patch.setattr(stages._Run, "_on_done", after(stages._Run._on_done))
+            patch.setattr(stages.Outcomes, "take", after(stages.Outcomes.take))
 
 
 def _create_arrays():
