@@ -18,6 +18,7 @@ Notice = Callable[[str], None]
 PAIR_COLUMNS = ("example", "id", "position", "to_decision", "segment", "row")
 _FROM = "FROM tokens t JOIN examples e USING (example)"
 IN_TURN = "example, position"
+_TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_dictionary)
 
 
 def find_pairs(
@@ -118,6 +119,7 @@ def _tell_of_unstored(catalog: Catalog, where: str | None, notice: Notice) -> No
 def _compact(table: pa.Table) -> pa.Table:
     """Keep each text once: ids and labels repeat with every position of an example."""
     for index, field in enumerate(table.schema):
-        if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
-            table = table.set_column(index, field.name, pc.dictionary_encode(table[field.name]).unify_dictionaries())
+        if any(is_text(field.type) for is_text in _TEXTS):
+            texts = pc.dictionary_encode(table[field.name].cast(pa.string()))
+            table = table.set_column(index, field.name, texts.unify_dictionaries())
     return table.combine_chunks()
