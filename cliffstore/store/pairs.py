@@ -52,7 +52,7 @@ def find_pairs(
     asked = dict.fromkeys(("row", *columns))
     statement = f"SELECT {', '.join(map(_column, asked))} {_FROM} {_condition('t.row IS NOT NULL', where)}"
     statement += f"\nORDER BY {order}, t.example, t.position"
-    is_whole = all(_is_extracted(catalog.reader, capture) for capture in captures)
+    is_whole = _is_whole(catalog.reader, captures)
     if limit is not None and is_whole:
         statement += f"\nLIMIT {limit}"
     table = catalog.arrow(statement)
@@ -76,17 +76,10 @@ def _condition(first: str, where: str | None) -> str:
     return f"WHERE {first}" + (f" AND (\n{where}\n)" if where else "")
 
 
-def _is_extracted(reader: StoreReader, capture: str) -> bool:
-    return len(missing_units(reader, [capture])) == 0
-
-
-def missing_units(reader: StoreReader, captures: Sequence[str]) -> list[int]:
-    """Return the planned units that one of the captures has no receipt of."""
-    units = reader.plan_tables.units.values()
-    first_U = np.array([unit.row_start for unit in units if unit.n_rows], dtype=np.int64)
-    held_U = extracted_in_all(reader, captures, first_U)
-    numbers = [unit.unit for unit in units if unit.n_rows]
-    return [number for number, held in zip(numbers, held_U, strict=True) if not held]
+def _is_whole(reader: StoreReader, captures: Sequence[str]) -> bool:
+    """Return whether the captures have every planned unit."""
+    first_U = [unit.row_start for unit in reader.plan_tables.units.values() if unit.n_rows]
+    return bool(extracted_in_all(reader, captures, np.array(first_U, dtype=np.int64)).all())
 
 
 def extracted_in_all(

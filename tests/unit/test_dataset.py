@@ -268,7 +268,7 @@ def test_dtype_is_what_is_stored_unless_asked(url: str) -> None:
 
 @pytest.mark.parametrize("dtype", [None, torch.float32])
 def test_several_layers_are_stacked(url: str, dtype: torch.dtype | None) -> None:
-    dataset = made(url, layer=[1, 0], dtype=dtype)
+    dataset = made(url, layer=np.array([1, 0]), dtype=dtype)
     assert dataset.row_shape == (2, 8)
     batch = next(iter(dataset))
     assert batch["vectors"].shape == (64, 2, 8)
