@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from cliffstore.store.activations import Activations
     from cliffstore.store.dataset import ActivationDataset
     from cliffstore.store.loading import ActivationLoader
+    from cliffstore.store.session import QueryLimits
 
 _HOMES = {
     "ActivationDataset": "cliffstore.store.dataset",
@@ -27,6 +28,7 @@ _HOMES = {
     "UserError": "cliffstore.errors",
     "ExtractConfig": "cliffstore.config",
     "ExtractReport": "cliffstore.run.stages",
+    "QueryLimits": "cliffstore.store.session",
     "Store": "cliffstore.run.store",
     "extract": "cliffstore.run.stages",
 }
@@ -38,6 +40,7 @@ __all__ = [
     "CliffstoreError",
     "ExtractConfig",
     "ExtractReport",
+    "QueryLimits",
     "Store",
     "UserError",
     "__version__",

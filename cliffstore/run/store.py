@@ -8,6 +8,7 @@ from types import TracebackType
 import duckdb
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from cliffstore.access import scheme_of
 from cliffstore.analyze.cliff import CliffReport, rank_cliffs
@@ -25,9 +26,11 @@ from cliffstore.run.verification import verify
 from cliffstore.schema import ProbeDocument
 from cliffstore.store import layout, receipts
 from cliffstore.store.activations import Activations, find_activations
-from cliffstore.store.catalog import Catalog
+from cliffstore.store.catalog import Catalog, Parameters, arrow_table
 from cliffstore.store.probes import keep_copies, list_probes, write_probe
 from cliffstore.store.reader import StoreReader, compact_ranges
+from cliffstore.store.results import Batches
+from cliffstore.store.session import QueryLimits
 from cliffstore.store.verify import VerifyReport
 from cliffstore.store.writer import capture_specs
 
@@ -40,6 +43,7 @@ class Store:
     url : path or fsspec URL
     storage_options : handed to fsspec (endpoint, credentials ...)
     reporter : told of progress and notices; log lines on standard error by default
+    limits : what SQL may use: memory, seconds a statement, anything outside the store
 
     Raises
     ------
@@ -48,11 +52,18 @@ class Store:
     """
 
     def __init__(
-        self, url: str, storage_options: Mapping[str, object] | None = None, reporter: Reporter | None = None
+        self,
+        url: str,
+        storage_options: Mapping[str, object] | None = None,
+        reporter: Reporter | None = None,
+        limits: QueryLimits | None = None,
     ) -> None:
         self.reader = StoreReader(url, storage_options)
         self._reporter = reporter or LineReporter()
+        self._limits = limits
         self._catalog: Catalog | None = None
+        self._attached: dict[str, StoreReader] = {}
+        self._registered: dict[str, pa.Table] = {}
 
     def __enter__(self) -> Store:
         return self
@@ -71,24 +82,100 @@ class Store:
     def refresh(self) -> None:
         """Forget what was listed, so that the next query sees what was committed meanwhile."""
         self.close()
-        self.reader = StoreReader(self.reader.url, self.reader.objects.storage_options)
+        self.reader = _read_again(self.reader)
+        self._attached = {name: _read_again(reader) for name, reader in self._attached.items()}
 
     @property
     def catalog(self) -> Catalog:
         """The SQL catalog, opened on first use."""
         if self._catalog is None:
-            self._catalog = Catalog(self.reader)
+            catalog = Catalog(self.reader, self._limits)
+            try:
+                for name, reader in self._attached.items():
+                    catalog.attach(name, reader)
+                for name, table in self._registered.items():
+                    catalog.register(name, table)
+            except BaseException:
+                catalog.close()
+                raise
+            self._catalog = catalog
         return self._catalog
 
-    def sql(self, statement: str) -> duckdb.DuckDBPyRelation:
+    def attach(self, name: str, store: str | Store, storage_options: Mapping[str, object] | None = None) -> None:
+        """Let SQL read another store too: `<name>.tokens`, `<name>.resid_post(row, layer)` and so on.
+
+        Parameters
+        ----------
+        name : of the schema that its views and functions are in
+        store : a URL, or a store that is open
+        storage_options : by default this store's, where both URLs have the same scheme
+
+        Raises
+        ------
+        QueryError
+            The name cannot be one in SQL, or is taken.
+        StoreError
+            There is no store at the URL.
+        """
+        if isinstance(store, Store):
+            reader = store.reader
+        else:
+            options = self.storage_options_for(store) if storage_options is None else storage_options
+            reader = StoreReader(store, options)
+        self.catalog.attach(name, reader)
+        self._attached[name] = reader
+
+    def storage_options_for(self, url: str) -> Mapping[str, object]:
+        """Return this store's storage options for another URL of the same scheme, none for one of another."""
+        own = self.reader.objects
+        return own.storage_options if scheme_of(url) == scheme_of(own.url) else {}
+
+    def register(self, name: str, table: object) -> None:
+        """Let SQL read an Arrow table, or what Arrow can read as one (pandas, polars, a dict of arrays), by a name.
+
+        Raises
+        ------
+        QueryError
+            The name cannot be one in SQL, or is taken by a view; or Arrow cannot read the table.
+        """
+        held = arrow_table(name, table)
+        self.catalog.register(name, held)
+        self._registered[name] = held
+
+    def sql(self, statement: str, parameters: Parameters = None) -> duckdb.DuckDBPyRelation:
         """Run a statement; return a DuckDB relation: `.df()`, `.pl()`, `.arrow()`, `.fetchall()`, `.show()`.
+
+        The result is in memory; see `batches` for one that is not.
+
+        Parameters
+        ----------
+        parameters : for `?` and `$1` a sequence, for `$name` a mapping
 
         Raises
         ------
         UserError
             The statement is malformed, or asks for what the store does not hold.
+        QueryStoppedError
+            A limit was reached.
         """
-        return self.catalog.relation(statement)
+        return self.catalog.relation(statement, parameters)
+
+    def batches(self, statement: str, rows: int | None = None, parameters: Parameters = None) -> Batches:
+        """Run a statement and return its result as Arrow record batches, in bounded memory.
+
+        Read it to its end or use it as a context manager. Other statements may run meanwhile. A batch is never given
+        where a function or storage has failed for it: the error is raised instead.
+
+        Parameters
+        ----------
+        rows : of a batch, at most; if it is not said, 65,536, or as many as hold 64 MiB of vectors
+
+        Raises
+        ------
+        UserError, QueryStoppedError
+            As for `sql`; also while batches are read.
+        """
+        return self.catalog.batches(statement, rows, parameters)
 
     def vectors(
         self, site: str, layer: int, rows: npt.NDArray[np.int64], model: str | None = None
@@ -312,3 +399,7 @@ class Store:
             known = ", ".join(sorted(ranked)) or "none yet; run `cliffstore cliff`"
             raise ProbeError(f"say which probe with --probe; probes with cliffs: {known}")
         return str(ranked[0])
+
+
+def _read_again(reader: StoreReader) -> StoreReader:
+    return StoreReader(reader.url, reader.objects.storage_options)

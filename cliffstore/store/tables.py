@@ -53,10 +53,20 @@ def read(objects: ObjectStore, key: str, columns: Sequence[str] | None = None) -
     return decode(key, objects.get(key), columns)
 
 
+def open_parquet(source: pa.NativeFile | str, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile:
+    """Open a Parquet file that is read on the calling thread alone, if its methods are told `use_threads=False`.
+
+    By default Arrow reads ahead on threads of its own. Such a thread lets go of a Python object after its read is
+    answered; where the interpreter exits at that moment, the process aborts ("terminate called ...", exit code 134).
+    """
+    return pq.ParquetFile(source, metadata=metadata, pre_buffer=False)
+
+
 def decode(key: str, content: bytes, columns: Sequence[str] | None = None) -> pa.Table:
     """Return the table of Parquet bytes. Raises `DamagedStoreError` where they are none."""
     try:
-        return pq.read_table(pa.BufferReader(content), columns=list(columns) if columns else None)
+        with open_parquet(pa.BufferReader(content)) as file:
+            return file.read(columns=list(columns) if columns else None, use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise damaged(key, f"cannot be read ({str(error).splitlines()[0][:200]})") from None
 
@@ -71,8 +81,8 @@ def read_row_group(objects: ObjectStore, key: str, row_group: int, columns: Sequ
     """
     try:
         source = objects.path(key) if objects.is_local else pa.PythonFile(_PatientFile(objects, objects.path(key)))
-        with pq.ParquetFile(source) as file:
-            return file.read_row_group(row_group, columns=list(columns) if columns else None)
+        with open_parquet(source) as file:
+            return file.read_row_group(row_group, columns=list(columns) if columns else None, use_threads=False)
     except (pa.ArrowException, FileNotFoundError, IndexError) as error:
         raise damaged(key, f"cannot be read ({str(error).splitlines()[0][:200]})") from None
 
@@ -123,7 +133,7 @@ def read_piece(handler: PatientHandler, piece: ds.ParquetFileFragment, schema: p
     groups, metadata = [group.id for group in piece.row_groups], piece.metadata
     file = handler.file(piece.path)
     file.fetch(_ranges(metadata, groups, schema.names))
-    with pa.PythonFile(file, mode="r") as source, pq.ParquetFile(source, metadata=metadata) as parquet:
+    with pa.PythonFile(file, mode="r") as source, open_parquet(source, metadata) as parquet:
         held = [name for name in schema.names if name in parquet.schema_arrow.names]
         table = parquet.read_row_groups(groups, columns=held, use_threads=False)
     known = ds.get_partition_keys(piece.partition_expression)
