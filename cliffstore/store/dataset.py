@@ -12,7 +12,7 @@ itself. Only URL, options and row numbers travel to it.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -22,7 +22,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from cliffstore.errors import ConfigError
 from cliffstore.store.activations import as_tensor
-from cliffstore.store.arrays import open_arrays, to_float32
+from cliffstore.store.arrays import STORED_DTYPE, open_arrays, to_float32
 from cliffstore.store.buffers import Buffers, Lines
 from cliffstore.store.epochs import Group, Integers, OrderSettings, batches_of_rank, epoch_of, taken_by
 from cliffstore.store.items import Column, ItemQuery, find_items
@@ -44,7 +44,7 @@ class ActivationDataset(IterableDataset):
     Parameters
     ----------
     store_url : path or fsspec URL
-    layer : one, or several of the same site, whose vectors are stacked
+    layer : one, or several of the same site, whose vectors are stacked; rows that lack one of them are left out
     where : SQL condition over `tokens t JOIN examples e`; a row that several pairs share comes once, with the columns
         of the first pair that satisfies the condition. Without condition and columns: every extracted row
     columns : of `tokens` and `examples`
@@ -69,7 +69,7 @@ class ActivationDataset(IterableDataset):
         self,
         store_url: str,
         *,
-        layer: int | Sequence[int],
+        layer: int | Iterable[int],
         site: str = "resid_post",
         where: str | None = None,
         model: str | None = None,
@@ -94,8 +94,8 @@ class ActivationDataset(IterableDataset):
         _at_least(0, seed=seed, prefetch=prefetch)
         self._store_url, self._storage_options = str(store_url), dict(storage_options or {})
         self._dtype, self._prefetch = dtype, prefetch
-        self._is_stacked = not isinstance(layer, int)
-        layers = (layer,) if isinstance(layer, int) else tuple(layer)
+        self._is_stacked = isinstance(layer, Iterable)
+        layers = tuple(map(int, layer if isinstance(layer, Iterable) else (layer,)))
         query = ItemQuery(site, layers, model, where, tuple(columns), piece_rows)
         self._items = find_items(self._store_url, self._storage_options, query, notice)
         if dtype is None and len({spec.dtype for spec in self._items.specs}) > 1:
@@ -132,6 +132,17 @@ class ActivationDataset(IterableDataset):
         """Shape of one row of `vectors`."""
         layers = (len(self._items.specs),) if self._is_stacked else ()
         return (*layers, *self._items.specs[0].row_shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of `vectors`."""
+        stored = np.empty(0, STORED_DTYPE[self._items.specs[0].dtype])
+        return as_tensor(stored, self._items.specs[0].dtype, self._dtype).dtype
+
+    @property
+    def batch_rows(self) -> int:
+        """Rows of the largest batch."""
+        return self.order.settings.batch_rows
 
     def __len__(self) -> int:
         """Return the number of batches that this rank has in each epoch."""

@@ -3,7 +3,7 @@
 Rows are items here. A *piece* is a run of items that are read together and share no chunk with other pieces. All
 pieces, in the order of the epoch, make up the *tape*. It is cut evenly between ranks, a rank's part evenly into
 batches, and these are shared out to the workers of the rank. A worker takes some consecutive batches at a time, a
-*group*: it reads the group's items as they lie on the tape, and permutes them in memory.
+*group*: it reads the items of the group, and permutes them in memory.
 
 So each item comes once an epoch, whatever the numbers; all ranks have the same number of batches, whose sizes differ
 by at most one; a group reads whole pieces but for the ends of a worker's part of the tape.

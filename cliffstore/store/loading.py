@@ -3,6 +3,10 @@
 PyTorch's DataLoader takes batches from its workers in turn, and the number of batches of each worker is known. So the
 number of batches that the training loop has had says where every worker is, however far they have read ahead.
 
+Vectors come through a ring of shared memory for each worker, which is there once: DataLoader's own way maps new pages
+for each batch, and that costs more than decoding it. Here a batch is copied out of its slot before the next one is
+asked for; a worker has at most `prefetch_factor` batches under way besides, so `prefetch_factor + 2` slots never meet.
+
 Workers are started afresh by default (`forkserver`, or `spawn` where there is none): tensorstore ends a process that
 was forked after it was used. They live until the loader is closed or collected, and the next epoch begins at once.
 """
@@ -11,9 +15,13 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
 
-from torch.utils.data import DataLoader, IterableDataset
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from cliffstore.errors import CliffstoreError, ConfigError
 from cliffstore.store.resumption import Position
@@ -21,13 +29,16 @@ from cliffstore.store.resumption import Position
 if TYPE_CHECKING:
     from cliffstore.store.dataset import ActivationDataset, Batch
 
+_VECTORS = "vectors"
+
 
 class ActivationLoader:
     """Iterates a dataset, one epoch a pass.
 
     Parameters
     ----------
-    num_workers : processes that read and decode; 0: this process, by threads
+    num_workers : processes that read and decode; 0: this process, by threads, which is fastest as long as the training
+        loop leaves processors to them
     prefetch_factor : batches that each worker has ready
     pin_memory : copy batches to page-locked memory, for transfers to a GPU
     persistent_workers : keep workers between epochs
@@ -46,7 +57,9 @@ class ActivationLoader:
     ) -> None:
         if num_workers < 0 or prefetch_factor < 1:
             raise ConfigError(f"num_workers={num_workers}, prefetch_factor={prefetch_factor}: must be at least 0 and 1")
-        self.dataset, self._n_workers = dataset, num_workers
+        self.dataset, self._n_workers, self._pins = dataset, num_workers, pin_memory
+        self._running: Any = None
+        self._rings: torch.Tensor | None = None
         options: dict[str, object] = {}
         if num_workers:
             methods = multiprocessing.get_all_start_methods()
@@ -56,14 +69,10 @@ class ActivationLoader:
                 "persistent_workers": persistent_workers,
                 "multiprocessing_context": multiprocessing_context or default,
             }
-        self._batches = DataLoader(
-            _Told(dataset),
-            batch_size=None,
-            num_workers=num_workers,
-            pin_memory=pin_memory,
-            collate_fn=_as_is,
-            **options,
-        )
+            shape = (num_workers, prefetch_factor + 2, dataset.batch_rows, *dataset.row_shape)
+            self._rings = torch.empty(shape, dtype=dataset.dtype).share_memory_()
+        source = _Sending(dataset, self._rings)
+        self._batches = DataLoader(source, batch_size=None, num_workers=num_workers, collate_fn=_as_is, **options)
         self._next = self._now = Position(0, 0)
 
     def __len__(self) -> int:
@@ -102,33 +111,81 @@ class ActivationLoader:
         position = self._now = self._next
         self._next = Position(position.epoch, 0)
         self.dataset.begin_at(position)
-        for done, batch in enumerate(self._batches, position.batches + 1):
-            if isinstance(batch, CliffstoreError):
-                raise batch
+        self._running = iter(self._batches)
+        for done, sent in enumerate(self._running, position.batches + 1):
+            if isinstance(sent, CliffstoreError):
+                raise sent
+            batch = sent.received(self._rings) if isinstance(sent, _Sent) else sent
             self._now = Position(position.epoch, done)
-            yield batch
+            yield {name: self._pinned(values) for name, values in batch.items()} if self._pins else batch
         self._next = self._now = Position(position.epoch + 1, 0)
 
+    def _pinned(self, values: torch.Tensor | list[object]) -> torch.Tensor | list[object]:
+        return values.pin_memory() if isinstance(values, torch.Tensor) else values
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
-        """End the workers."""
-        self._batches._iterator = None
+        """End the workers, also under a pass that is not finished. The next pass starts others."""
+        if self._n_workers and self._running is not None:
+            self._running._shutdown_workers()
+        self._running = self._batches._iterator = None
 
 
-class _Told(IterableDataset):
-    """A dataset whose errors are its last item: they arrive as they are, not as the text of a traceback."""
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A batch on its way from a worker: where its vectors are, and the rest of it."""
 
-    def __init__(self, dataset: ActivationDataset) -> None:
+    worker: int
+    slot: int
+    n_rows: int
+    rest: dict[str, npt.NDArray[np.generic] | list[object]]
+
+    @classmethod
+    def of(cls, batch: Batch, rings: torch.Tensor, worker: int, number: int) -> _Sent:
+        """Put the vectors of a worker's batch into the ring."""
+        vectors = batch.pop(_VECTORS)
+        assert isinstance(vectors, torch.Tensor)
+        slot = number % rings.shape[1]
+        np.copyto(_bytes(rings[worker, slot, : len(vectors)]), _bytes(vectors))
+        rest = {name: one.numpy() if isinstance(one, torch.Tensor) else one for name, one in batch.items()}
+        return cls(worker, slot, len(vectors), rest)
+
+    def received(self, rings: torch.Tensor | None) -> Batch:
+        """Return the batch, independent of the ring."""
+        assert rings is not None
+        lent = rings[self.worker, self.slot, : self.n_rows]
+        vectors = torch.from_numpy(_bytes(lent).copy()).view(lent.dtype)
+        rest = {name: torch.from_numpy(one) if isinstance(one, np.ndarray) else one for name, one in self.rest.items()}
+        return {_VECTORS: vectors, **rest}
+
+
+class _Sending(IterableDataset):
+    """A dataset as workers send it. An error is its last item, and arrives as it is, not as the text of a traceback."""
+
+    def __init__(self, dataset: ActivationDataset, rings: torch.Tensor | None) -> None:
         super().__init__()
-        self._dataset = dataset
+        self._dataset, self._rings = dataset, rings
 
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def __iter__(self) -> Iterator[Batch | CliffstoreError]:
+    def __iter__(self) -> Iterator[Batch | _Sent | CliffstoreError]:
+        info = get_worker_info()
         try:
-            yield from self._dataset
+            for number, batch in enumerate(self._dataset):
+                yield batch if self._rings is None else _Sent.of(batch, self._rings, info.id, number)
         except CliffstoreError as error:
             yield error
+
+
+def _bytes(vectors: torch.Tensor) -> npt.NDArray[np.uint8]:
+    """Return the memory of a tensor, whose dtype NumPy may lack. NumPy copies: torch would wake threads for it."""
+    return vectors.view(torch.uint8).numpy()
 
 
 def _as_is(batch: Batch) -> Batch:

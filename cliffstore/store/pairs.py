@@ -18,6 +18,7 @@ Notice = Callable[[str], None]
 PAIR_COLUMNS = ("example", "id", "position", "to_decision", "segment", "row")
 _FROM = "FROM tokens t JOIN examples e USING (example)"
 IN_TURN = "example, position"
+_TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_dictionary)
 
 
 def find_pairs(
@@ -51,7 +52,7 @@ def find_pairs(
     asked = dict.fromkeys(("row", *columns))
     statement = f"SELECT {', '.join(map(_column, asked))} {_FROM} {_condition('t.row IS NOT NULL', where)}"
     statement += f"\nORDER BY {order}, t.example, t.position"
-    is_whole = all(_is_extracted(catalog.reader, capture) for capture in captures)
+    is_whole = _is_whole(catalog.reader, captures)
     if limit is not None and is_whole:
         statement += f"\nLIMIT {limit}"
     table = catalog.arrow(statement)
@@ -75,17 +76,10 @@ def _condition(first: str, where: str | None) -> str:
     return f"WHERE {first}" + (f" AND (\n{where}\n)" if where else "")
 
 
-def _is_extracted(reader: StoreReader, capture: str) -> bool:
-    return len(missing_units(reader, [capture])) == 0
-
-
-def missing_units(reader: StoreReader, captures: Sequence[str]) -> list[int]:
-    """Return the planned units that one of the captures has no receipt of."""
-    units = reader.plan_tables.units.values()
-    first_U = np.array([unit.row_start for unit in units if unit.n_rows], dtype=np.int64)
-    held_U = extracted_in_all(reader, captures, first_U)
-    numbers = [unit.unit for unit in units if unit.n_rows]
-    return [number for number, held in zip(numbers, held_U, strict=True) if not held]
+def _is_whole(reader: StoreReader, captures: Sequence[str]) -> bool:
+    """Return whether the captures have every planned unit."""
+    first_U = [unit.row_start for unit in reader.plan_tables.units.values() if unit.n_rows]
+    return bool(extracted_in_all(reader, captures, np.array(first_U, dtype=np.int64)).all())
 
 
 def extracted_in_all(
@@ -118,6 +112,7 @@ def _tell_of_unstored(catalog: Catalog, where: str | None, notice: Notice) -> No
 def _compact(table: pa.Table) -> pa.Table:
     """Keep each text once: ids and labels repeat with every position of an example."""
     for index, field in enumerate(table.schema):
-        if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
-            table = table.set_column(index, field.name, pc.dictionary_encode(table[field.name]).unify_dictionaries())
+        if any(is_text(field.type) for is_text in _TEXTS):
+            texts = pc.dictionary_encode(table[field.name].cast(pa.string()))
+            table = table.set_column(index, field.name, texts.unify_dictionaries())
     return table.combine_chunks()

@@ -6,11 +6,14 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
-from multiprocessing import forkserver, get_context
+from multiprocessing import active_children, forkserver, get_context
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import torch
 from servers import Storage
@@ -19,12 +22,35 @@ from vector_store import VectorStore
 import cliffstore
 from cliffstore import ActivationDataset, ActivationLoader
 from cliffstore.errors import ConfigError, DamagedStoreError, QueryError, StoreError
-from cliffstore.store import buffers, layout
+from cliffstore.store import buffers, layout, loading
 from cliffstore.store.objects import ObjectStore
 
 UNITS, UNIT_ROWS = 6, 512
 STORE = VectorStore(n_units=UNITS, unit_rows=UNIT_ROWS, width=8, n_layers=2, tokens=4, dtype="bfloat16")
 ROWS = STORE.n_units * STORE.n_rows
+
+
+class SharedFirstToken(VectorStore):
+    """All examples of a unit share the row of their first token."""
+
+    def _tokens(self, unit: int) -> pa.Table:
+        table = VectorStore._tokens(self, unit)
+        rows = pc.if_else(pc.equal(table["position"], 0), unit * self.unit_rows, table["row"])
+        return table.set_column(table.schema.get_field_index("row"), "row", rows).cast(table.schema)
+
+
+class Stateful(torch.utils.data.IterableDataset):
+    """What torchdata's StatefulDataLoader does in a worker: load its state, then take one with each batch."""
+
+    def __init__(self, dataset: ActivationDataset, states: list[dict[str, object] | None]) -> None:
+        self._dataset, self._states = dataset, states
+
+    def __iter__(self) -> Iterator[tuple[list[int], dict[str, object]]]:
+        state = self._states[torch.utils.data.get_worker_info().id]
+        if state is not None:
+            self._dataset.load_state_dict(state)
+        for batch in self._dataset:
+            yield batch["row"].tolist(), self._dataset.state_dict()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -33,6 +59,16 @@ def quick_workers() -> Iterator[None]:
     get_context("forkserver").set_forkserver_preload(["torch", "cliffstore.store.dataset"])
     yield
     forkserver._forkserver._stop()
+
+
+@pytest.fixture(autouse=True)
+def no_workers_left() -> Iterator[None]:
+    """A test that fails leaves its workers, for which the process that they were forked from would wait."""
+    before = {*active_children()}
+    yield
+    for worker in {*active_children()} - before:
+        worker.kill()
+        worker.join()
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +115,34 @@ def test_two_ranks_with_two_workers_see_every_row_once(url: str) -> None:
         loader.close()
     assert sorted(seen) == list(range(ROWS))
     assert steps[0] == steps[1]
+
+
+def test_workers_do_not_overrun_a_slow_loop(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their memory is a ring: give them the time to fill what is not taken yet."""
+    received = loading._Sent.received
+
+    def slowly(self: loading._Sent, rings: torch.Tensor | None) -> dict[str, object]:
+        time.sleep(0.02)
+        return received(self, rings)  # type: ignore[return-value]
+
+    monkeypatch.setattr(loading._Sent, "received", slowly)
+    for n_workers, prefetch_factor, n_rows in ((1, 1, 900), (2, 1, 1000), (2, 3, 1000)):
+        loader = made(url, where=f"t.row < {n_rows}").loader(n_workers, prefetch_factor=prefetch_factor)
+        for batch in loader:
+            assert torch.equal(batch["vectors"].float(), torch.from_numpy(expected(1, batch["row"])))
+        loader.close()
+
+
+@pytest.mark.parametrize("n_workers", [0, 1])
+def test_columns_arrive_as_they_are_from_any_process(url: str, n_workers: int) -> None:
+    loader = made(url, layer=(0, 1), columns=("example", "label"), dtype=torch.float32).loader(n_workers)
+    batch = next(iter(loader))
+    loader.close()
+    alone = next(iter(made(url, layer=(0, 1), columns=("example", "label"), dtype=torch.float32)))
+    assert batch.keys() == alone.keys() == {"vectors", "row", "example", "label"}
+    assert torch.equal(batch["vectors"], alone["vectors"])
+    assert torch.equal(batch["example"], alone["example"])
+    assert batch["label"] == alone["label"]
 
 
 @pytest.mark.parametrize("n_workers", [0, 2])
@@ -186,9 +250,10 @@ def test_threads_end_with_a_pass(url: str) -> None:
     assert not any(thread.name.startswith("buffers") for thread in threading.enumerate())
 
 
-def test_batches_are_independent_of_each_other(url: str) -> None:
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_batches_are_independent_of_each_other(url: str, shuffle: bool) -> None:
     """Buffers are filled again; a batch that was kept must not change, nor keep a whole buffer alive."""
-    kept = list(made(url))
+    kept = list(made(url, shuffle=shuffle))
     for batch in kept:
         assert torch.equal(batch["vectors"].float(), torch.from_numpy(expected(1, batch["row"])))
         assert batch["vectors"].untyped_storage().nbytes() == batch["vectors"].nbytes
@@ -203,7 +268,7 @@ def test_dtype_is_what_is_stored_unless_asked(url: str) -> None:
 
 @pytest.mark.parametrize("dtype", [None, torch.float32])
 def test_several_layers_are_stacked(url: str, dtype: torch.dtype | None) -> None:
-    dataset = made(url, layer=[1, 0], dtype=dtype)
+    dataset = made(url, layer=np.array([1, 0]), dtype=dtype)
     assert dataset.row_shape == (2, 8)
     batch = next(iter(dataset))
     assert batch["vectors"].shape == (64, 2, 8)
@@ -239,6 +304,20 @@ def test_where_gives_each_row_that_satisfies_it_once(url: str) -> None:
         seen |= dict(zip(batch["row"].tolist(), batch["example"].tolist(), strict=True))
     rows, labels = STORE.rows_and_labels()
     assert seen == {int(rows[example]): example for example in np.flatnonzero(labels)}
+
+
+def test_a_shared_row_comes_once_with_its_first_pair(tmp_path: Path) -> None:
+    store = SharedFirstToken(n_units=2, unit_rows=256, width=4, n_layers=1)
+    store.make(ObjectStore(str(tmp_path / "store")))
+
+    def found(where: str) -> dict[int, int]:
+        batches = list(made(str(tmp_path / "store"), layer=0, where=where, columns=("example",)))
+        assert sum(len(batch["row"]) for batch in batches) == len(set(flat(rows_of(batches))))
+        return dict(zip(flat(rows_of(batches)), torch.cat([b["example"] for b in batches]).tolist(), strict=True))
+
+    assert found("position = 0") == {0: 0, 256: 64}
+    assert found("position = 0 AND example >= 3") == {0: 3, 256: 64}
+    assert len(found("true")) == 2 * (1 + 3 * 64)
 
 
 def test_columns_alone_leave_the_rows_as_they_are(url: str) -> None:
@@ -324,6 +403,17 @@ def test_mistakes_are_told(url: str) -> None:
         made(url).loader(-1)
 
 
+def test_workers_end_with_their_loader_even_in_the_middle(url: str) -> None:
+    before = {*active_children()}
+    with made(url).loader(2) as loader:
+        batches = iter(loader)
+        first = next(batches)["row"].tolist()
+        assert len({*active_children()} - before) == 2
+    assert not {*active_children()} - before
+    assert next(iter(loader))["row"].tolist() == first
+    loader.close()
+
+
 def test_a_spawned_worker(url: str) -> None:
     loader = ActivationLoader(made(url), 1, multiprocessing_context="spawn")
     assert rows_of(loader) == rows_of(made(url))
@@ -356,6 +446,34 @@ def test_workers_open_a_store_on_s3_by_themselves(rclone_s3: Storage) -> None:
         whole = np.concatenate([store.vectors_of(0, unit) for unit in range(2)])
         assert torch.equal(batch["vectors"], torch.from_numpy(whole[batch["row"]]))
     loader.close()
+
+
+def test_a_worker_has_a_state_of_its_own(url: str) -> None:
+    def run(states: list[dict[str, object] | None]) -> list[tuple[list[int], dict[str, object]]]:
+        dataset = Stateful(made(url), states)
+        return list(torch.utils.data.DataLoader(dataset, None, num_workers=2, multiprocessing_context="forkserver"))
+
+    whole = run([None, None])
+    # Behind seven batches: the first worker has yielded four, the other three.
+    rest = run([whole[6][1], whole[5][1]])
+    assert sorted(rows for rows, _ in rest) == sorted(rows for rows, _ in whole[7:])
+    with pytest.raises(ConfigError, match="num_workers=2, not 1"):
+        made(url).load_state_dict(whole[6][1])
+
+
+def test_the_dataset_alone_goes_on_and_advances(url: str) -> None:
+    dataset = made(url)
+    whole = [rows_of(dataset), rows_of(dataset)]
+    assert whole[0] != whole[1]
+    assert (dataset.state_dict()["epoch"], dataset.state_dict()["batches"]) == (2, 0)
+    stopped = made(url)
+    batches = iter(stopped)
+    head = [next(batches)["row"].tolist() for _ in range(5)]
+    resumed = made(url)
+    resumed.load_state_dict(stopped.state_dict())
+    assert resumed.state_dict() == stopped.state_dict()
+    assert head + rows_of(resumed) == whole[0]
+    assert rows_of(resumed) == whole[1]
 
 
 def test_a_data_loader_of_ones_own(url: str) -> None:
