@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from cliffstore.run.stages import ExtractReport, extract
     from cliffstore.run.store import Store
     from cliffstore.store.activations import Activations
-    from cliffstore.store.dataset import ActivationDataset
-    from cliffstore.store.loading import ActivationLoader
     from cliffstore.store.session import QueryLimits
+    from cliffstore.train.dataset import ActivationDataset
+    from cliffstore.train.loader import ActivationLoader
 
 _HOMES = {
-    "ActivationDataset": "cliffstore.store.dataset",
-    "ActivationLoader": "cliffstore.store.loading",
+    "ActivationDataset": "cliffstore.train.dataset",
+    "ActivationLoader": "cliffstore.train.loader",
     "Activations": "cliffstore.store.activations",
     "CliffstoreError": "cliffstore.errors",
     "UserError": "cliffstore.errors",

@@ -21,9 +21,11 @@ from vector_store import VectorStore
 
 import cliffstore
 from cliffstore import ActivationDataset, ActivationLoader
-from cliffstore.errors import ConfigError, DamagedStoreError, QueryError, StoreError
-from cliffstore.store import buffers, layout, loading
+from cliffstore.errors import CliffstoreError, ConfigError, DamagedStoreError, QueryError, StoreError
+from cliffstore.store import layout
 from cliffstore.store.objects import ObjectStore
+from cliffstore.train import buffers
+from cliffstore.train import loader as loading
 
 UNITS, UNIT_ROWS = 6, 512
 STORE = VectorStore(n_units=UNITS, unit_rows=UNIT_ROWS, width=8, n_layers=2, tokens=4, dtype="bfloat16")
@@ -56,7 +58,7 @@ class Stateful(torch.utils.data.IterableDataset):
 @pytest.fixture(scope="module", autouse=True)
 def quick_workers() -> Iterator[None]:
     """Fork workers from a process that has everything imported."""
-    get_context("forkserver").set_forkserver_preload(["torch", "cliffstore.store.dataset"])
+    get_context("forkserver").set_forkserver_preload(["torch", "cliffstore.train.dataset"])
     yield
     forkserver._forkserver._stop()
 
@@ -121,7 +123,7 @@ def test_workers_do_not_overrun_a_slow_loop(url: str, monkeypatch: pytest.Monkey
     """Their memory is a ring: give them the time to fill what is not taken yet."""
     received = loading._Sent.received
 
-    def slowly(self: loading._Sent, rings: torch.Tensor | None) -> dict[str, object]:
+    def slowly(self: loading._Sent, rings: loading._Rings | None) -> dict[str, object]:
         time.sleep(0.02)
         return received(self, rings)  # type: ignore[return-value]
 
@@ -131,6 +133,17 @@ def test_workers_do_not_overrun_a_slow_loop(url: str, monkeypatch: pytest.Monkey
         for batch in loader:
             assert torch.equal(batch["vectors"].float(), torch.from_numpy(expected(1, batch["row"])))
         loader.close()
+
+
+def test_batch_that_was_overwritten_is_an_error(url: str) -> None:
+    """As it would be if DataLoader asked workers for more than it says."""
+    dataset = made(url)
+    rings = loading._Rings.of(dataset, 1, 3)
+    batches = [dict(batch) for _, batch in zip(range(4), dataset, strict=False)]
+    sent = [loading._Sent.of(batch, rings, 0, number) for number, batch in enumerate(batches)]
+    assert torch.equal(sent[3].received(rings)["row"], batches[3]["row"])
+    with pytest.raises(CliffstoreError, match="num_workers=0"):
+        sent[0].received(rings)
 
 
 @pytest.mark.parametrize("n_workers", [0, 1])

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cliffstore.store.epochs import (
+from cliffstore.train.epochs import (
     Epoch,
     Group,
     OrderSettings,

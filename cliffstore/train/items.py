@@ -15,9 +15,9 @@ import pyarrow as pa
 from cliffstore.errors import ConfigError, StoreError
 from cliffstore.store.arrays import ArraySpec
 from cliffstore.store.catalog import Catalog
-from cliffstore.store.epochs import Integers, Pieces
 from cliffstore.store.pairs import IN_TURN, extracted_in_all, find_pairs
 from cliffstore.store.reader import StoreReader
+from cliffstore.train.epochs import Integers, Pieces
 
 Column: TypeAlias = "npt.NDArray[np.generic] | pa.Array"
 

@@ -6,6 +6,7 @@ number of batches that the training loop has had says where every worker is, how
 Vectors come through a ring of shared memory for each worker, which is there once: DataLoader's own way maps new pages
 for each batch, and that costs more than decoding it. Here a batch is copied out of its slot before the next one is
 asked for; a worker has at most `prefetch_factor` batches under way besides, so `prefetch_factor + 2` slots never meet.
+That rests on how DataLoader hands out work, so each slot is stamped, and a batch that was overwritten is an error.
 
 Workers are started afresh by default (`forkserver`, or `spawn` where there is none): tensorstore ends a process that
 was forked after it was used. They live until the loader is closed or collected, and the next epoch begins at once.
@@ -24,10 +25,10 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from cliffstore.errors import CliffstoreError, ConfigError
-from cliffstore.store.resumption import Position
+from cliffstore.train.resumption import Position
 
 if TYPE_CHECKING:
-    from cliffstore.store.dataset import ActivationDataset, Batch
+    from cliffstore.train.dataset import ActivationDataset, Batch
 
 _VECTORS = "vectors"
 
@@ -59,7 +60,7 @@ class ActivationLoader:
             raise ConfigError(f"num_workers={num_workers}, prefetch_factor={prefetch_factor}: must be at least 0 and 1")
         self.dataset, self._n_workers, self._pins = dataset, num_workers, pin_memory
         self._running: Any = None
-        self._rings: torch.Tensor | None = None
+        self._rings: _Rings | None = None
         options: dict[str, object] = {}
         if num_workers:
             methods = multiprocessing.get_all_start_methods()
@@ -69,8 +70,7 @@ class ActivationLoader:
                 "persistent_workers": persistent_workers,
                 "multiprocessing_context": multiprocessing_context or default,
             }
-            shape = (num_workers, prefetch_factor + 2, dataset.batch_rows, *dataset.row_shape)
-            self._rings = torch.empty(shape, dtype=dataset.dtype).share_memory_()
+            self._rings = _Rings.of(dataset, num_workers, prefetch_factor + 2)
         source = _Sending(dataset, self._rings)
         self._batches = DataLoader(source, batch_size=None, num_workers=num_workers, collate_fn=_as_is, **options)
         self._next = self._now = Position(0, 0)
@@ -137,29 +137,56 @@ class ActivationLoader:
 
 
 @dataclass(frozen=True, slots=True)
+class _Rings:
+    """Shared memory for batches on their way.
+
+    Attributes
+    ----------
+    vectors_WSB : [workers, slots, batch_rows, ...]
+    stamps_WS : which of a worker's batches is in each slot, int64
+    """
+
+    vectors_WSB: torch.Tensor
+    stamps_WS: torch.Tensor
+
+    @classmethod
+    def of(cls, dataset: ActivationDataset, n_workers: int, n_slots: int) -> _Rings:
+        shape = (n_workers, n_slots, dataset.batch_rows, *dataset.row_shape)
+        vectors = torch.empty(shape, dtype=dataset.dtype).share_memory_()
+        return cls(vectors, torch.full((n_workers, n_slots), -1).share_memory_())
+
+
+@dataclass(frozen=True, slots=True)
 class _Sent:
     """A batch on its way from a worker: where its vectors are, and the rest of it."""
 
     worker: int
-    slot: int
+    number: int
     n_rows: int
     rest: dict[str, npt.NDArray[np.generic] | list[object]]
 
     @classmethod
-    def of(cls, batch: Batch, rings: torch.Tensor, worker: int, number: int) -> _Sent:
+    def of(cls, batch: Batch, rings: _Rings, worker: int, number: int) -> _Sent:
         """Put the vectors of a worker's batch into the ring."""
         vectors = batch.pop(_VECTORS)
         assert isinstance(vectors, torch.Tensor)
-        slot = number % rings.shape[1]
-        np.copyto(_bytes(rings[worker, slot, : len(vectors)]), _bytes(vectors))
+        slot = number % rings.stamps_WS.shape[1]
+        rings.stamps_WS[worker, slot] = number
+        np.copyto(_bytes(rings.vectors_WSB[worker, slot, : len(vectors)]), _bytes(vectors))
         rest = {name: one.numpy() if isinstance(one, torch.Tensor) else one for name, one in batch.items()}
-        return cls(worker, slot, len(vectors), rest)
+        return cls(worker, number, len(vectors), rest)
 
-    def received(self, rings: torch.Tensor | None) -> Batch:
-        """Return the batch, independent of the ring."""
+    def received(self, rings: _Rings | None) -> Batch:
+        """Return the batch, independent of the ring. Raises `CliffstoreError` where it was overwritten."""
         assert rings is not None
-        lent = rings[self.worker, self.slot, : self.n_rows]
+        slot = self.number % rings.stamps_WS.shape[1]
+        lent = rings.vectors_WSB[self.worker, slot, : self.n_rows]
         vectors = torch.from_numpy(_bytes(lent).copy()).view(lent.dtype)
+        if int(rings.stamps_WS[self.worker, slot]) != self.number:
+            raise CliffstoreError(
+                "a worker overwrote a batch that was not taken yet: this version of torch hands out work in another "
+                "order; use num_workers=0"
+            )
         rest = {name: torch.from_numpy(one) if isinstance(one, np.ndarray) else one for name, one in self.rest.items()}
         return {_VECTORS: vectors, **rest}
 
@@ -167,7 +194,7 @@ class _Sent:
 class _Sending(IterableDataset):
     """A dataset as workers send it. An error is its last item, and arrives as it is, not as the text of a traceback."""
 
-    def __init__(self, dataset: ActivationDataset, rings: torch.Tensor | None) -> None:
+    def __init__(self, dataset: ActivationDataset, rings: _Rings | None) -> None:
         super().__init__()
         self._dataset, self._rings = dataset, rings
 

@@ -17,8 +17,8 @@ import numpy as np
 
 from cliffstore.store import gather
 from cliffstore.store.arrays import STORED_DTYPE, ArrayIO, Vectors
-from cliffstore.store.epochs import Group, Integers
-from cliffstore.store.items import Items
+from cliffstore.train.epochs import Group, Integers
+from cliffstore.train.items import Items
 
 _WIDEST = 2
 """Rows of a buffer for each row that was chosen, at most."""

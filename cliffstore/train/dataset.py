@@ -23,13 +23,13 @@ from torch.utils.data import IterableDataset, get_worker_info
 from cliffstore.errors import ConfigError
 from cliffstore.store.activations import as_tensor
 from cliffstore.store.arrays import STORED_DTYPE, open_arrays, to_float32
-from cliffstore.store.buffers import Buffers, Lines
-from cliffstore.store.epochs import Group, Integers, OrderSettings, batches_of_rank, epoch_of, taken_by
-from cliffstore.store.items import Column, ItemQuery, find_items
-from cliffstore.store.loading import ActivationLoader
 from cliffstore.store.objects import ObjectStore
 from cliffstore.store.patience import log
-from cliffstore.store.resumption import Order, Position
+from cliffstore.train.buffers import Buffers, Lines
+from cliffstore.train.epochs import Group, Integers, OrderSettings, batches_of_rank, epoch_of, taken_by
+from cliffstore.train.items import Column, ItemQuery, find_items
+from cliffstore.train.loader import ActivationLoader
+from cliffstore.train.resumption import Order, Position
 
 Batch: TypeAlias = dict[str, "torch.Tensor | list[object]"]
 Notice = Callable[[str], None]

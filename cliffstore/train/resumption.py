@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from cliffstore.errors import ConfigError
-from cliffstore.store.epochs import OrderSettings
+from cliffstore.train.epochs import OrderSettings
 
 _CONTENTS = "contents"
 _WAY_OUT = "make the dataset as it was, or begin an epoch with set_epoch"
