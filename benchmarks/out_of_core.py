@@ -78,8 +78,8 @@ def against_scikit_learn(url: str, rows: int, workers: int) -> None:
     from sklearn.metrics import roc_auc_score
     from sklearn.preprocessing import StandardScaler
 
-    store = Store(url)
-    rows_N, y_N = labelled(store, rows)
+    with Store(url) as store:
+        rows_N, y_N = labelled(store, rows)
     with open_tasks("local", workers) as tasks:
         list(tasks.map(abs, range(workers)))  # processes are there before the clock starts
         begin = time.perf_counter()

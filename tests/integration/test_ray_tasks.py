@@ -8,13 +8,21 @@ from pathlib import Path
 
 import pytest
 from ray_processes import end, environment, family, private_folder, run_bounded
+from vector_store import VectorStore
+
+from cliffstore.store.objects import ObjectStore
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import json, os, signal, sys, threading, time
 from pathlib import Path
+import numpy as np
+from cliffstore.analyze.mapping import InTurn
+from cliffstore.analyze.second_order import fit_logistic
+from cliffstore.analyze.streams import stored_array
 from cliffstore.errors import CliffstoreError, InterruptedRunError, ProbeError
 from cliffstore.run.tasks import open_tasks
+from cliffstore.store.reader import StoreReader
 
 mark = Path(sys.argv[1])
 
@@ -51,6 +59,10 @@ with open_tasks("ray", 2) as tasks:
     except InterruptedRunError as error:
         found["stopped"] = str(error)
     found["after"] = list(tasks.map(square, [1, 2]))
+    rows_N, y_N = np.arange(4_096), np.arange(4_096) % 3 // 2
+    array = stored_array(StoreReader(sys.argv[2]), "resid_post", 1, None, rows_N)
+    fits = [fit_logistic(array, rows_N, y_N, 1.0, "balanced", mapper)[0] for mapper in (tasks, InTurn())]
+    found["apart"] = float(np.abs(fits[0].w_D - fits[1].w_D).max() / np.abs(fits[1].w_D).max())
 print(json.dumps(found))
 """
 
@@ -60,10 +72,12 @@ pytestmark = pytest.mark.slow
 def test_ray_tasks(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
+    store = tmp_path / "store"
+    VectorStore(n_units=4, unit_rows=1_024, width=16, tokens=1).make(ObjectStore(str(store)))
     with private_folder() as folder:
         try:
             env = environment(folder, PYTHONPATH=str(ROOT))
-            done = run_bounded([sys.executable, str(script), str(tmp_path / "mark")], folder, env, tmp_path)
+            done = run_bounded([sys.executable, str(script), str(tmp_path / "mark"), str(store)], folder, env, tmp_path)
         finally:
             end(family(None, folder))
     assert done.returncode == 0, done.stderr
@@ -76,3 +90,4 @@ def test_ray_tasks(tmp_path: Path) -> None:
     assert "division by zero" in found["14"][1]
     assert found["stopped"] == "interrupted"
     assert found["after"] == [1, 4]
+    assert found["apart"] < 1e-5
