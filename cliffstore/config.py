@@ -107,26 +107,65 @@ class StoreConfig(Settings):
     storage_options: StorageOptions = Field(default_factory=dict)
 
 
+def parse_bytes(value: object) -> object:
+    """Return bytes of `2GB`, `512 MB` or a number; what is none of these is left to be refused."""
+    matched = (
+        re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)i?b?\s*", value.lower()) if isinstance(value, str) else None
+    )
+    return int(float(matched[1]) * 1000 ** " kmgt".index(matched[2] or " ")) if matched else value
+
+
+def _none_for_auto(value: object) -> object:
+    return None if value == "auto" else value
+
+
+Chosen = BeforeValidator(_none_for_auto)
+
+
 class ProbeConfig(StoreConfig):
     """Everything that `cliffstore probe fit` can be told."""
 
     name: str
+    kind: Literal["logistic", "mean_difference", "lda"] = "logistic"
     label: str = Field(default="label", description="column of examples, or SQL expression")
     positive: str | None = None
     site: str = "resid_post"
     layers: str = "all"
+    positions: str = Field(default="decision", description="decision, -1, -8..0, a segment, joined by commas")
     model: str | None = Field(default=None, description="model alias, where the store has several")
     where: str | None = None
     test_where: str | None = None
-    c: float = Field(default=1.0, ge=1e-9)
+    test_store: str | None = Field(default=None, description="another store of the same model, to test on")
+    c: Annotated[float | None, Chosen] = Field(default=None, ge=1e-9, description="auto: by cross-validation")
+    shrinkage: Annotated[float | None, Chosen] = Field(
+        default=None, ge=0, le=1, description="of an LDA; auto: by cross-validation"
+    )
+    class_weight: Literal["balanced", "none"] = "balanced"
     seed: int = Field(default=0, ge=0)
+    executor: Literal["auto", "local", "ray"] = "auto"
+    workers: int | None = Field(default=None, ge=1, description="layers that are fitted at once")
+    memory_budget: Annotated[int | None, BeforeValidator(parse_bytes)] = Field(
+        default=None, ge=1_000_000, description="of vectors in memory, such as 2GB; default: half of what is free"
+    )
+    out_of_core: bool = Field(default=False, description="fit over units, whatever the memory budget")
     replace: bool = False
+
+    @model_validator(mode="after")
+    def _options_of_the_kind(self) -> ProbeConfig:
+        for option, value, kind in (("c", self.c, "logistic"), ("shrinkage", self.shrinkage, "lda")):
+            if value is not None and self.kind != kind:
+                raise ValueError(f"option {option} is of kind {kind}, and a {self.kind} has none: leave it out")
+        return self
 
 
 class ScoreConfig(StoreConfig):
     """Everything that `cliffstore score` can be told."""
 
-    probe: str
+    probe: Annotated[tuple[str, ...], BeforeValidator(_one_is_enough)] = Field(
+        min_length=1, description="names of probes; all means every probe of the store"
+    )
+    executor: Literal["auto", "local", "ray"] = "auto"
+    actors: int | None = Field(default=None, ge=1)
 
 
 class SelectConfig(StoreConfig):

@@ -158,6 +158,12 @@ class ModelIdentity(Part):
     adapter: AdapterIdentity | None = None
 
 
+def model_key(model: ModelIdentity, dtype: str) -> tuple[str | None, ...]:
+    """Return what makes two models the same one."""
+    adapter = model.adapter.digest if model.adapter else None
+    return (model.config_digest, model.weights_digest, model.revision, adapter, dtype)
+
+
 class PassSettings(Part):
     """How forward passes are made; part of what makes a resumed run equal an undisturbed one."""
 
@@ -207,9 +213,9 @@ class Receipt(Document):
 
 
 class UnitError(Document):
-    """`receipts/<capture>/unit-<n>.error.json`: why a unit is not extracted."""
+    """`receipts/<capture>/unit-<n>.error.json`: why a unit is not extracted, or has no scores."""
 
-    capture: str
+    capture: str = Field(description="`scores` where a model ran for scores alone, `scores/<probe>` behind extraction")
     unit: int
     attempt: int
     worker: str
@@ -223,45 +229,83 @@ class ScoreReceipt(Document):
     probe_digest: str
     unit: int
     n_tokens: int
-    digest: str
+    digest: str = Field(description="sha256 of the table's bytes")
+    attempt: int
+    worker: str
+    seconds: float
+    cliffstore_version: str
 
 
-class LayerMetrics(Part):
+class CellMetrics(Part):
+    """How a probe of one position and layer fares. Everything but `cv_` and `test_` is on validation examples."""
+
+    positions: str = Field(description="the place: decision, a distance from it such as -1, or a segment")
     layer: int
+    c: float | None = Field(default=None, description="inverse strength of the L2 penalty of a logistic regression")
+    shrinkage: float | None = Field(default=None, description="share of the diagonal in the covariance of an LDA")
+    cv_auroc: float | None = Field(default=None, description="mean AUROC over folds of the training part")
+    cv_auroc_sd: float | None = Field(default=None, description="standard deviation over these folds")
+    n_train: int = Field(description="samples: examples, or their tokens where the place is a segment")
+    n_validation: int
     auroc: float
-    accuracy: float
-    log_loss: float
-    test_auroc: float | None
-    test_accuracy: float | None
+    auroc_low: float = Field(description="lower end of the 95 % interval: bootstrap over prompts")
+    auroc_high: float
+    accuracy: float = Field(description="of score > 0")
+    recall_at_1_fpr: float = Field(description="largest recall at a false positive rate of at most 1 %")
+    calibration_error: float = Field(description="ECE over 10 bins of equal mass, classes weighted as in the fit")
+    log_loss: float = Field(description="classes weighted as in the fit")
+    n_test: int = 0
+    test_auroc: float | None = None
+    test_auroc_low: float | None = None
+    test_auroc_high: float | None = None
+    test_accuracy: float | None = None
+    test_recall_at_1_fpr: float | None = None
+    test_calibration_error: float | None = None
+    test_log_loss: float | None = None
 
 
 class ProbeDocument(Document):
     """`probes/<name>/probe.json`, beside `probe.safetensors` with `w` float32 [d_model] and `b` float32 [1]."""
 
     name: str
-    kind: Literal["logistic"]
+    kind: Literal["logistic", "mean_difference", "lda", "imported"]
     alias: str
     capture: str
     model: ModelIdentity
     dtype: Dtype
     site: str
     layer: int
-    positions: str
-    label: str
-    positive: str
+    positions: str = Field(description="the place that was chosen: decision, a distance such as -1, or a segment")
+    label: str | None
+    positive: str | None
     where: str | None
     test_where: str | None
+    test_store: str | None = None
+    class_weight: Literal["balanced", "none"] = "balanced"
     seed: int
-    c: float
+    c: float | None
+    shrinkage: float | None = None
     n_train: int
     n_validation: int
     n_test: int
-    shuffled_auroc: float = Field(description="mean validation AUROC over fits on shuffled labels; .5 is expected")
-    layers: list[LayerMetrics]
+    shuffled_auroc: float | None = Field(
+        description="mean validation AUROC over fits on shuffled labels; .5 is expected"
+    )
+    bag_auroc: float | None = Field(
+        default=None, description="validation AUROC of logistic regression on the counts of the tokens up to there"
+    )
+    bag_test_auroc: float | None = None
+    cells: list[CellMetrics] = Field(description="every position and layer that was tried; none where imported as is")
     digest: str = Field(description="sha256 of w and b")
     inputs: str = Field(description="sha256 over settings, captures, and rows and labels of all examples used")
     file_digest: str = Field(description="sha256 of the bytes of probe.safetensors")
     cliffstore_version: str
+
+    @property
+    def chosen(self) -> CellMetrics | None:
+        """The figures of the probe's own position and layer; None where it was imported as it is."""
+        wanted = (self.positions, self.layer)
+        return next((cell for cell in self.cells if (cell.positions, cell.layer) == wanted), None)
 
 
 class CliffsDocument(Document):

@@ -1,171 +1,136 @@
-"""What a probe is fitted on: the rows of examples at their decision position, their labels, and the layers to read."""
+"""What a probe is told, and which examples have which label. Read batch by batch: of a prompt only a digest is kept."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cliffstore.config import parse_ranges
+from cliffstore.analyze.split import Groups, Labels, prompt_digests
 from cliffstore.errors import ProbeError
 from cliffstore.store.catalog import Catalog
-from cliffstore.store.reader import StoreReader, compact_ranges
-from cliffstore.store.writer import capture_specs
 
 _TRUE_FALSE = ({"0", "1"}, {"false", "true"})
 
 Notice = Callable[[str], None]
+Ordinals = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeSettings:
-    """What to fit. `label` is a column or SQL expression over `examples`; `where` and `test_where` are conditions."""
+    """What to fit.
+
+    Attributes
+    ----------
+    label : a column or SQL expression over `examples`; `where` and `test_where` are conditions
+    positions : places as `places.parse_places` reads them
+    test_store : URL of a store of the same model, whose examples are a test set
+    c, shrinkage : None where cross-validation chooses
+    memory_budget : bytes of vectors in memory at once, None for what this machine has
+    out_of_core : fit over units, whatever the budget
+    """
 
     name: str
+    kind: Literal["logistic", "mean_difference", "lda"] = "logistic"
     label: str = "label"
     positive: str | None = None
     site: str = "resid_post"
     layers: str = "all"
+    positions: str = "decision"
     model: str | None = None
     where: str | None = None
     test_where: str | None = None
-    c: float = 1.0
+    test_store: str | None = None
+    c: float | None = None
+    shrinkage: float | None = None
+    class_weight: Literal["balanced", "none"] = "balanced"
     seed: int = 0
+    memory_budget: int | None = None
+    out_of_core: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class LabelledRows:
-    """Examples at their decision position: row int64 [N], y 0 or 1 [N], the prompt of each."""
+class LabelledExamples:
+    """Examples that have a label.
 
-    rows_N: npt.NDArray[np.int64]
-    y_N: npt.NDArray[np.int64]
-    prompts: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class FitInputs:
-    """All that a fit depends on, vectors apart: the layers and captures to read, and which rows have which label."""
-
-    settings: ProbeSettings
-    alias: str
-    layers: tuple[int, ...]
-    captures: tuple[str, ...]
-    positive: str
-    labels: LabelledRows
-    test: LabelledRows | None
-
-    @property
-    def digest(self) -> str:
-        """sha256: a probe fitted on equal inputs is the same probe, whatever its name."""
-        named = {**asdict(self.settings), "name": "", "alias": self.alias, "layers": self.layers}
-        found = hashlib.sha256(json.dumps([named, self.captures, self.positive]).encode())
-        for rows in (self.labels, self.test):
-            if rows is not None:
-                found.update(rows.rows_N.tobytes() + rows.y_N.tobytes())
-                for prompt in rows.prompts:  # the split depends on them
-                    content = prompt.encode()
-                    found.update(len(content).to_bytes(8, "little") + content)
-        return found.hexdigest()
-
-
-def find_inputs(catalog: Catalog, settings: ProbeSettings, notice: Notice) -> FitInputs:
-    """Return what a fit would use.
-
-    Raises
-    ------
-    ProbeError
-        One class only, an unknown label.
-    StoreError
-        A layer or site is not captured.
+    Attributes
+    ----------
+    examples_E : ordinals int64, ascending
+    y_E : 0 or 1
+    groups_E : digests of their prompts, uint64
     """
-    reader = catalog.reader
-    alias = settings.model or reader.default_alias()
-    layers = captured_layers(reader, settings.site, alias, settings.layers)
-    captures = tuple(reader.find_array(settings.site, layer, alias)[0].capture for layer in layers)
-    labels, positive = _read_labels(catalog, settings, settings.where, notice)
-    test = _test_rows(catalog, settings, labels, positive, notice)
-    return FitInputs(settings, alias, tuple(layers), captures, positive, labels, test)
+
+    examples_E: Ordinals
+    y_E: Labels
+    groups_E: Groups
+
+    def find(self, examples_N: Ordinals) -> npt.NDArray[np.int64]:
+        """Return the index of each example, -1 where it is not among these."""
+        index_N = np.minimum(np.searchsorted(self.examples_E, examples_N), len(self.examples_E) - 1)
+        return np.where(self.examples_E[index_N] == examples_N, index_N, -1)
+
+    def chosen(self, keep_E: npt.NDArray[np.bool_]) -> LabelledExamples:
+        """Return some of them."""
+        return LabelledExamples(self.examples_E[keep_E], self.y_E[keep_E], self.groups_E[keep_E])
 
 
-def captured_layers(reader: StoreReader, site: str, alias: str, text: str) -> list[int]:
-    """Return the layers that `text` (`all`, `0-29`, `8,16`) names among those captured.
-
-    Raises
-    ------
-    ProbeError
-        A layer is not captured, or nothing of the site is.
-    """
-    held = sorted(
-        spec.layer
-        for capture in reader.captures()
-        for spec in capture_specs(capture)
-        if (spec.alias, spec.site) == (alias, site)
-    )
-    if not held:
-        reader.find_array(site, -1, alias)  # raises, and says what is captured
-    if text.strip() == "all":
-        return held
-    ranges = parse_ranges(text)
-    absent = [layer for one in ranges for layer in (one.start, one.stop - 1) if layer not in held]
-    if absent:
-        raise ProbeError(f"layer {absent[0]} of {site} is not in the store; it has: {compact_ranges(held)}")
-    return [layer for layer in held if any(layer in one for one in ranges)]
-
-
-def _read_labels(
+def read_labels(
     catalog: Catalog, settings: ProbeSettings, where: str | None, notice: Notice
-) -> tuple[LabelledRows, str]:
-    table = _stored_only(_select(catalog, settings, where), where, notice)
-    unlabelled = table["label"].null_count
+) -> tuple[LabelledExamples, str]:
+    """Return the labelled examples, and which value of the label is the positive class.
+
+    Raises
+    ------
+    ProbeError
+        There are none, the positive class is not said, or only one class is there.
+    """
+    condition = f"WHERE ({where})" if where else ""
+    statement = (
+        f"SELECT e.example, e.prompt, CAST(e._label AS VARCHAR) AS label "
+        f"FROM (SELECT *, ({settings.label}) AS _label FROM examples {condition}) e"
+    )
+    codes: dict[str, int] = {}
+    parts: list[tuple[Ordinals, npt.NDArray[np.int64], Groups]] = []
+    unlabelled = 0
+    for batch in catalog.batches(statement):
+        labelled = batch.filter(batch.column("label").is_valid())
+        unlabelled += batch.num_rows - labelled.num_rows
+        parts.append(
+            (
+                labelled.column("example").to_numpy().astype(np.int64),
+                _coded(labelled.column("label"), codes),
+                prompt_digests(labelled.column("prompt").to_pylist()),
+            )
+        )
     if unlabelled:
         notice(f"{unlabelled} examples have no {settings.label} and are left out")
-    values = sorted({str(value) for value in table["label"].to_pylist() if value is not None})
-    positive = _positive(settings, values)
-    rows_N = table["row"].to_numpy()
-    stored_N = _extracted(catalog.reader, settings, rows_N)
-    if not stored_N.all():
-        notice(f"{int((~stored_N).sum())} examples are not extracted yet and are left out")
-    keep = stored_N & np.array([value is not None for value in table["label"].to_pylist()], dtype=bool)
-    y_N = np.array([int(value == positive) for value in table["label"].to_pylist()], dtype=np.int64)
-    prompts = np.array(table["prompt"].to_pylist(), dtype=object)
-    if len(set(y_N[keep].tolist())) < 2:
-        raise ProbeError(_one_class(settings, where, values, int(keep.sum())))
-    return LabelledRows(rows_N[keep], y_N[keep], tuple(prompts[keep].tolist())), positive
+    positive = _positive(settings, sorted(codes))
+    examples_E, code_E, groups_E = (np.concatenate(one) for one in zip(*parts, strict=True))
+    order = np.argsort(examples_E)
+    y_E = (code_E == codes.get(positive, -1)).astype(np.int64)
+    found = LabelledExamples(examples_E[order], y_E[order], groups_E[order])
+    if len(np.unique(y_E)) < 2:
+        raise ProbeError(one_class(settings, where, sorted(codes), len(y_E)))
+    return found, positive
 
 
-def _select(catalog: Catalog, settings: ProbeSettings, where: str | None) -> pa.Table:
-    condition = f"WHERE ({where})" if where else ""
-    return catalog.arrow(
-        f"SELECT e.id, e.prompt, CAST(e._label AS VARCHAR) AS label, t.row FROM "
-        f"(SELECT *, ({settings.label}) AS _label FROM examples {condition}) e "
-        "JOIN tokens t USING (example) WHERE t.to_decision = 0 ORDER BY e.id"
-    )
+def one_class(settings: ProbeSettings, where: str | None, values: Sequence[str], n: int) -> str:
+    """Return what to tell where only one class is there, or none."""
+    chosen = f" where {where}" if where else ""
+    if not n:
+        return f"no extracted example{chosen} has a {settings.label}"
+    return f"{settings.label} has one class only{chosen} ({_shown(values)}, {n} examples): a probe needs two"
 
 
-def _stored_only(table: pa.Table, where: str | None, notice: Notice) -> pa.Table:
-    """Leave out examples whose decision position is not among the stored ones (`extract --positions`)."""
-    unstored = table["row"].null_count
-    if unstored and unstored == table.num_rows:
-        chosen = f" where {where}" if where else ""
-        raise ProbeError(
-            f"no example{chosen} has a vector at its decision position, on which a probe is fitted: "
-            "extract with `decision` among the --positions, into another --store"
-        )
-    if unstored:
-        notice(f"{unstored} examples have no vector at their decision position and are left out")
-    return table.filter(table["row"].is_valid())
-
-
-def _extracted(reader: StoreReader, settings: ProbeSettings, rows_N: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    alias = settings.model or reader.default_alias()
-    layer = captured_layers(reader, settings.site, alias, settings.layers)[0]
-    capture, _ = reader.find_array(settings.site, layer, alias)
-    return reader.extracted(capture.capture, rows_N)
+def _coded(labels: pa.Array, codes: dict[str, int]) -> npt.NDArray[np.int64]:
+    """Return the number of each label; labels that are new get the next numbers."""
+    encoded = labels.dictionary_encode()
+    table = np.array([codes.setdefault(value, len(codes)) for value in encoded.dictionary.to_pylist()], dtype=np.int64)
+    return table[encoded.indices.to_numpy()] if len(table) else np.zeros(0, dtype=np.int64)
 
 
 def _positive(settings: ProbeSettings, values: Sequence[str]) -> str:
@@ -182,26 +147,3 @@ def _positive(settings: ProbeSettings, values: Sequence[str]) -> str:
 def _shown(values: Sequence[str]) -> str:
     listed = ", ".join(repr(value) for value in values[:8])
     return f"{listed}, ... ({len(values)} in all)" if len(values) > 8 else listed or "none"
-
-
-def _one_class(settings: ProbeSettings, where: str | None, values: Sequence[str], n: int) -> str:
-    chosen = f" where {where}" if where else ""
-    if not n:
-        return f"no extracted example{chosen} has a {settings.label}"
-    return f"{settings.label} has one class only{chosen} ({_shown(values)}, {n} examples): a probe needs two"
-
-
-def _test_rows(
-    catalog: Catalog, settings: ProbeSettings, labels: LabelledRows, positive: str, notice: Notice
-) -> LabelledRows | None:
-    if settings.test_where is None:
-        return None
-    test, _ = _read_labels(catalog, replace(settings, positive=positive), settings.test_where, notice)
-    known = set(labels.prompts)
-    unseen = np.array([prompt not in known for prompt in test.prompts], dtype=bool)
-    if not unseen.all():
-        notice(f"{int((~unseen).sum())} test examples have a prompt that the probe was fitted with and are left out")
-    kept = LabelledRows(test.rows_N[unseen], test.y_N[unseen], tuple(p for p in test.prompts if p not in known))
-    if len(set(kept.y_N.tolist())) < 2:
-        raise ProbeError("--test-where leaves one class only: a test needs two")
-    return kept

@@ -1,128 +1,131 @@
-"""Linear probes: logistic regression on stored vectors, layer by layer, the layer chosen on validation alone.
+"""The sweep: a probe at every place and layer, one of them chosen on validation alone, and what it is held against.
 
-Standardisation is folded into w and b, so that score = w·h + b works on a stored vector as it is. Every fit comes
-with two controls: AUROC on shuffled labels, and, where asked for, on a second set of examples that took no part in
-fitting or in choosing the layer.
+Layers are shared out through a `Mapper`. Of the chosen probe, and of it alone, the controls are computed: shuffled
+labels and the bag of tokens. The test set has no part in fitting or in choosing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from math import prod
 
 import numpy as np
-import numpy.typing as npt
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
-from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 from cliffstore import __version__
-from cliffstore.analyze.labels import FitInputs
-from cliffstore.analyze.split import Split, grouped_split
-from cliffstore.schema import LayerMetrics, ProbeDocument
+from cliffstore.analyze.cells import Cell, Sweep, fit_layer
+from cliffstore.analyze.controls import Bag, bag_of_tokens, shuffled_auroc
+from cliffstore.analyze.fits import Fitted
+from cliffstore.analyze.inputs import FitInputs
+from cliffstore.analyze.labels import Notice
+from cliffstore.analyze.large import bytes_needed, default_budget, fit_layer_over_units, read_sample, sample_of
+from cliffstore.analyze.mapping import InTurn, Mapper
+from cliffstore.schema import ProbeDocument
+from cliffstore.store.catalog import Catalog
 from cliffstore.store.probes import ProbeWeights
-from cliffstore.store.reader import StoreReader
 
-SHUFFLES = 10
-_MAX_ITERATIONS = 2_000
+SMALL = 20_000_000
+"""Numbers in all cells together, below which processes take longer to start than to work."""
 
 Begin = Callable[[int], None]
 Advance = Callable[[], None]
 
 
 def fit_probe(
-    reader: StoreReader, inputs: FitInputs, begin: Begin, advance: Advance
-) -> tuple[ProbeDocument, ProbeWeights]:
-    """Fit a probe for each layer and keep the layer with the best validation AUROC (equal AUROC: the lower log loss).
+    catalog: Catalog, inputs: FitInputs, mapper: Mapper, begin: Begin, advance: Advance, notice: Notice,
+    test_catalog: Catalog | None = None,
+) -> tuple[ProbeDocument, ProbeWeights]:  # fmt: skip
+    """Fit a probe for each place and layer and keep the best: AUROC on validation, then log loss, then lower layer.
 
-    Raises
-    ------
-    ProbeError
-        Too few examples.
+    Parameters
+    ----------
+    test_catalog : of the store that has the test set, where it is another one
     """
-    settings, alias, labels, test = inputs.settings, inputs.alias, inputs.labels, inputs.test
-    split = grouped_split(labels.y_N, labels.prompts, settings.seed)
-    fits: list[tuple[LayerMetrics, ProbeWeights]] = []
+    sweep = Sweep.of(inputs)
+    width = _width(catalog, inputs)
+    budget = inputs.settings.memory_budget or default_budget()
+    cells: list[Cell] = []
     begin(len(inputs.layers))
-    for layer in inputs.layers:
-        vectors_ND = reader.vectors(settings.site, layer, labels.rows_N, alias)
-        weights = fit_logistic(vectors_ND[split.train], labels.y_N[split.train], settings.c)
-        held_out = (vectors_ND[split.validation], labels.y_N[split.validation])
-        unseen = (reader.vectors(settings.site, layer, test.rows_N, alias), test.y_N) if test else None
-        fits.append((_metrics(layer, weights, held_out, unseen), weights))
+    for of_layer in _layers(sweep, inputs, mapper, width, budget, notice):
+        cells += of_layer
         advance()
-    best, weights = max(fits, key=lambda fit: (fit[0].auroc, -fit[0].log_loss, -fit[0].layer))
-    capture, _ = reader.find_array(settings.site, best.layer, alias)
-    vectors_ND = reader.vectors(settings.site, best.layer, labels.rows_N, alias)
-    document = ProbeDocument(
+    best = max(cells, key=lambda one: (one.metrics.auroc, -one.metrics.log_loss, -one.metrics.layer))
+    place = next(n for n, one in enumerate(inputs.samples) if one.place.name == best.metrics.positions)
+    shuffled = _shuffled(sweep, best, place, sample_of(inputs.samples[place], width, budget))
+    samples, test = inputs.samples[place], inputs.test[place]
+    folds = inputs.deal.of(samples.groups_N)
+    bag = bag_of_tokens(catalog, samples, folds, test, test_catalog or catalog, inputs.settings.class_weight, notice)
+    return describe(catalog, inputs, best, cells, shuffled, bag), best.weights
+
+
+def size_of(catalog: Catalog, inputs: FitInputs) -> int:
+    """Return how many numbers all cells together are fitted on."""
+    return sum(len(one.rows_N) for one in inputs.samples) * len(inputs.layers) * _width(catalog, inputs)
+
+
+def _width(catalog: Catalog, inputs: FitInputs) -> int:
+    _, spec = catalog.reader.find_array(inputs.source.site, inputs.layers[0], inputs.source.alias)
+    return prod(spec.row_shape)
+
+
+def _layers(
+    sweep: Sweep, inputs: FitInputs, mapper: Mapper, width: int, budget: int, notice: Notice
+) -> Iterator[list[Cell]]:
+    """Yield the cells of each layer: in memory, several at once or one after the other, or over units."""
+    needed, at_once = bytes_needed(sweep, width), min(mapper.n_workers, len(inputs.layers))
+    if inputs.settings.out_of_core or needed > budget:
+        for layer in inputs.layers:
+            yield fit_layer_over_units(sweep, layer, mapper, width, budget, notice)
+        return
+    if needed * at_once > budget:
+        notice(f"layers are fitted one after the other: {at_once} at once need more than the memory budget")
+        mapper = InTurn()
+    yield from mapper.map(fit_layer, [(sweep, layer) for layer in inputs.layers])
+
+
+def _shuffled(sweep: Sweep, cell: Cell, place: int, some: np.ndarray) -> float:
+    samples = sweep.samples[place].chosen(some)
+    h_ND = read_sample(sweep.source, cell.metrics.layer, samples.rows_N)
+    fitted = Fitted(cell.weights, cell.metrics.c, cell.metrics.shrinkage)
+    folds = sweep.deal.of(samples.groups_N)
+    with threadpool_limits(1):
+        return shuffled_auroc(h_ND, samples.y_N, samples.groups_N, folds, sweep.rule, fitted, sweep.seed)
+
+
+def describe(
+    catalog: Catalog, inputs: FitInputs, best: Cell, cells: list[Cell], shuffled: float | None, bag: Bag
+) -> ProbeDocument:
+    """Return the document of a probe that was fitted."""
+    settings, metrics, weights = inputs.settings, best.metrics, best.weights
+    capture, _ = catalog.reader.find_array(settings.site, metrics.layer, inputs.source.alias)
+    return ProbeDocument(
         name=settings.name,
-        kind="logistic",
-        alias=alias,
+        kind=settings.kind,
+        alias=inputs.source.alias,
         capture=capture.capture,
         model=capture.model,
         dtype=capture.dtype,
         site=settings.site,
-        layer=best.layer,
-        positions="decision",
+        layer=metrics.layer,
+        positions=metrics.positions,
         label=settings.label,
         positive=inputs.positive,
         where=settings.where,
         test_where=settings.test_where,
+        test_store=settings.test_store,
+        class_weight=settings.class_weight,
         seed=settings.seed,
-        c=settings.c,
-        n_train=len(split.train),
-        n_validation=len(split.validation),
-        n_test=len(test.rows_N) if test else 0,
-        shuffled_auroc=shuffled_auroc(vectors_ND, labels.y_N, split, settings.c, settings.seed),
-        layers=[metrics for metrics, _ in fits],
+        c=metrics.c,
+        shrinkage=metrics.shrinkage,
+        n_train=metrics.n_train,
+        n_validation=metrics.n_validation,
+        n_test=metrics.n_test,
+        shuffled_auroc=shuffled,
+        bag_auroc=bag.auroc,
+        bag_test_auroc=bag.test_auroc,
+        cells=[cell.metrics for cell in cells],
         digest=weights.digest,
         inputs=inputs.digest,
         file_digest=weights.file_digest,
         cliffstore_version=__version__,
-    )
-    return document, weights
-
-
-def fit_logistic(h_ND: npt.NDArray[np.float32], y_N: npt.NDArray[np.int64], c: float) -> ProbeWeights:
-    """Fit L2 logistic regression on standardised vectors, both classes weighted equally.
-
-    With z = (h - mean) / std and logit v·z + a, the returned w = v / std and b = a - w·mean give the same logit on h.
-    """
-    scaler = StandardScaler().fit(h_ND.astype(np.float64))
-    model = LogisticRegression(C=c, class_weight="balanced", max_iter=_MAX_ITERATIONS)
-    model.fit(scaler.transform(h_ND.astype(np.float64)), y_N)
-    w_D = model.coef_[0] / scaler.scale_
-    b = float(model.intercept_[0] - w_D @ scaler.mean_)
-    return ProbeWeights(w_D.astype(np.float32), b)
-
-
-def shuffled_auroc(
-    h_ND: npt.NDArray[np.float32], y_N: npt.NDArray[np.int64], split: Split, c: float, seed: int
-) -> float:
-    """Return the mean validation AUROC of probes fitted on shuffled labels: .5 unless the split leaks."""
-    found = []
-    for shuffle in range(SHUFFLES):
-        shuffled_N = np.random.default_rng([seed, shuffle]).permutation(y_N)
-        train, validation = shuffled_N[split.train], shuffled_N[split.validation]
-        if len(set(train.tolist())) == 2 and len(set(validation.tolist())) == 2:
-            scores = fit_logistic(h_ND[split.train], train, c).scores(h_ND[split.validation])
-            found.append(float(roc_auc_score(validation, scores)))
-    return float(np.mean(found)) if found else 0.5
-
-
-def _metrics(
-    layer: int,
-    weights: ProbeWeights,
-    validation: tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]],
-    test: tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]] | None,
-) -> LayerMetrics:
-    """Measure a probe on vectors [N, D] and labels [N] that it was not fitted on."""
-    scores_N, y_N = weights.scores(validation[0]).astype(np.float64), validation[1]
-    tested = (weights.scores(test[0]), test[1]) if test else None
-    return LayerMetrics(
-        layer=layer,
-        auroc=float(roc_auc_score(y_N, scores_N)),
-        accuracy=float(np.mean((scores_N > 0) == y_N)),
-        log_loss=float(np.mean(np.logaddexp(0, np.where(y_N == 1, -scores_N, scores_N)))),
-        test_auroc=float(roc_auc_score(tested[1], tested[0])) if tested else None,
-        test_accuracy=float(np.mean((tested[0] > 0) == tested[1])) if tested else None,
     )

@@ -29,8 +29,18 @@ class CardFacts:
 
 def dataset_card(facts: CardFacts) -> str:
     """Return the card as Markdown with the YAML header that dataset hubs read."""
-    chosen = next(metrics for metrics in facts.probe.layers if metrics.layer == facts.probe.layer)
-    test = "not measured" if chosen.test_auroc is None else f"{chosen.test_auroc:.4f} on {facts.probe.n_test} examples"
+    chosen = facts.probe.chosen
+    validation, test, bag = "not measured", "not measured", "not measured"
+    if chosen is not None:
+        validation = (
+            f"{_interval(chosen.auroc, chosen.auroc_low, chosen.auroc_high)} on {facts.probe.n_validation} samples"
+        )
+    if chosen is not None and chosen.test_auroc is not None:
+        found = _interval(chosen.test_auroc, chosen.test_auroc_low, chosen.test_auroc_high)
+        test = f"{found} on {facts.probe.n_test} samples"
+    if facts.probe.bag_auroc is not None:
+        bag = f"{facts.probe.bag_auroc:.4f}"
+    shuffled = "not measured" if facts.probe.shuffled_auroc is None else f"{facts.probe.shuffled_auroc:.3f}"
     columns = "\n".join(f"| `{field.name}` | {field.type} |" for field in TRAINING_SET)
     left_out = (
         f"{facts.without_target} selected examples had no target and are left out." if facts.without_target else ""
@@ -49,10 +59,11 @@ configs:
 |---|---|
 | labels | {_listed(facts.labels)} |
 | sources | {_listed(facts.sources)} |
-| probe | {facts.probe.site}, layer {facts.probe.layer}, label `{facts.probe.label}` = `{facts.probe.positive}` |
-| probe, validation AUROC | {chosen.auroc:.4f} on {facts.probe.n_validation} examples |
+| probe | {_probe(facts.probe)} |
+| probe, validation AUROC | {validation} |
 | probe, unseen test AUROC | {test} |
-| probe, shuffled labels | {facts.probe.shuffled_auroc:.3f} |
+| probe, shuffled labels | {shuffled} |
+| bag of tokens, validation AUROC | {bag} |
 | probe digest | `{facts.probe.digest}` |
 | capture | `{facts.probe.capture}` (model alias `{facts.probe.alias}`) |
 | plan | {", ".join(f"`{plan}`" for plan in facts.plans)} |
@@ -73,6 +84,15 @@ JOIN examples USING (example) WHERE example = ...` in the store.
 |---|---|
 {columns}
 """
+
+
+def _probe(probe: ProbeDocument) -> str:
+    label = "no label" if probe.label is None else f"label `{probe.label}` = `{probe.positive}`"
+    return f"{probe.kind}, {probe.site}, layer {probe.layer}, position {probe.positions}, {label}"
+
+
+def _interval(value: float, low: float | None, high: float | None) -> str:
+    return f"{value:.4f}" if low is None or high is None else f"{value:.4f} [{low:.3f}, {high:.3f}]"
 
 
 def _listed(counts: Mapping[str, int]) -> str:

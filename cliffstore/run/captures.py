@@ -12,7 +12,7 @@ from cliffstore import __version__
 from cliffstore.config import ExtractConfig
 from cliffstore.errors import ModelError, StoreError
 from cliffstore.model.identity import ModelSource
-from cliffstore.schema import ArrayIdentity, CaptureDocument, Dtype, ModelIdentity, PassSettings
+from cliffstore.schema import ArrayIdentity, CaptureDocument, Dtype, ModelIdentity, PassSettings, model_key
 from cliffstore.store.arrays import STORED_DTYPE, ArraySpec
 from cliffstore.store.reader import compact_ranges
 
@@ -68,12 +68,6 @@ def choose_dtype(config: ExtractConfig, source: ModelSource) -> Dtype:
     if dtype not in STORED_DTYPE:
         raise ModelError(f"model {config.model} is in {dtype}, which is not stored: choose one with --dtype")
     return cast(Dtype, dtype)
-
-
-def model_key(model: ModelIdentity, dtype: str) -> tuple[str | None, ...]:
-    """Return what makes two models the same one."""
-    adapter = model.adapter.digest if model.adapter else None
-    return (model.config_digest, model.weights_digest, model.revision, adapter, dtype)
 
 
 def find_held(url: str, draft: CaptureDraft, held: Sequence[CaptureDocument]) -> CaptureDocument | None:

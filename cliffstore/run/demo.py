@@ -107,12 +107,15 @@ def run_demo(
     with Store(store_path, reporter=reporter) as store:
         # The demo's own probe is always the one that belongs to its own store.
         probe = store.fit_probe(PROBE, replace=True)
-        metrics = next(one for one in probe.layers if one.layer == probe.layer)
+        metrics, shuffled = probe.chosen, probe.shuffled_auroc
+        assert metrics is not None
+        assert shuffled is not None
         say(
-            f"probe    layer {probe.layer} of {len(probe.layers)}, validation AUROC {metrics.auroc:.3f} on "
-            f"{probe.n_validation} unseen examples; shuffled labels {probe.shuffled_auroc:.2f}"
+            f"probe    layer {probe.layer} of {len(probe.cells)}, validation AUROC {metrics.auroc:.3f} "
+            f"[{metrics.auroc_low:.2f}, {metrics.auroc_high:.2f}] on {probe.n_validation} unseen examples; "
+            f"shuffled labels {shuffled:.2f}, words alone {probe.bag_auroc or 0.5:.2f}"
         )
-        scored = store.score(PROBE)
+        scored = store.score(PROBE, executor=executor)
         say(f"score    {scored.tokens:,} tokens scored now, with no forward pass")
         ranked = store.cliff(PROBE)
         with_cliff = ranked.examples - ranked.without_thinking
@@ -129,7 +132,7 @@ def run_demo(
         extract=report,
         layer=probe.layer,
         auroc=metrics.auroc,
-        shuffled_auroc=probe.shuffled_auroc,
+        shuffled_auroc=shuffled,
         with_cliff=with_cliff,
         rows_exported=exported.rows,
         curves=curves,

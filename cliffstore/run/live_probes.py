@@ -10,8 +10,8 @@ from cliffstore.errors import ConfigError, ProbeError
 from cliffstore.extract.job import LiveProbe
 from cliffstore.model.identity import ModelSource
 from cliffstore.model.sites import arrays_of
-from cliffstore.run.captures import choose_dtype, model_key
-from cliffstore.schema import ArrayIdentity, ProbeDocument
+from cliffstore.run.captures import choose_dtype
+from cliffstore.schema import ArrayIdentity, ProbeDocument, model_key
 from cliffstore.store import layout
 from cliffstore.store.objects import ObjectStore
 from cliffstore.store.probes import ProbeWeights, read_probe, write_probe

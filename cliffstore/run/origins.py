@@ -14,10 +14,11 @@ from cliffstore.errors import ConfigError, CorpusError, ModelError, StoreError
 from cliffstore.model.identity import ModelSource, find_model
 from cliffstore.model.sites import arrays_of, parse_layers
 from cliffstore.records import FINAL_NORM
-from cliffstore.run.captures import draft_capture, model_key
-from cliffstore.run.planning import Planned, plan_corpus
+from cliffstore.run.captures import draft_capture
+from cliffstore.run.planned import Planned
+from cliffstore.run.planning import plan_corpus
 from cliffstore.run.progress import Reporter
-from cliffstore.schema import CaptureDocument, ModelIdentity, PlanDocument, ProbeDocument
+from cliffstore.schema import CaptureDocument, ModelIdentity, PlanDocument, ProbeDocument, model_key
 from cliffstore.store.objects import ObjectStore
 from cliffstore.store.reader import StoreReader, compact_ranges
 

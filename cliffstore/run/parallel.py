@@ -1,18 +1,24 @@
 """Work on blocks by several processes, in order and in bounded memory; small work stays in this process.
 
-Processes are started by loky, which does not run the user's script again, and end with this one.
+Processes are started by loky, which does not run the user's script again, and end with this one. Each computes with
+one thread, for there are as many processes as there is room for.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from importlib.abc import MetaPathFinder
 from itertools import islice
+from types import ModuleType
 from typing import TypeVar
 
-from joblib.externals.loky import ProcessPoolExecutor
+from joblib.externals.loky import ProcessPoolExecutor, process_executor
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -21,6 +27,12 @@ _BLOCKS_HERE = 4
 """Blocks that are done before it is worth starting processes."""
 _AHEAD = 2
 """Blocks that each process may be ahead of who takes the results."""
+_SETTLE_SECONDS = 2.0
+_ENVIRONMENT = {
+    **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
+    "MALLOC_ARENA_MAX": "1",  # else threads that come and go leave a quarter more memory behind
+}
+"""Read when libraries are loaded, so it is there before a process begins."""
 
 
 class BlockPool:
@@ -36,12 +48,14 @@ class BlockPool:
         self._processes = processes
         self._blocks_here = _BLOCKS_HERE if blocks_here is None else blocks_here
         self._executor: ProcessPoolExecutor | None = None
+        self._under_way: list[Future] = []
 
     def __enter__(self) -> BlockPool:
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._executor is not None:
+            self._settle()
             self._executor.shutdown(wait=True, kill_workers=True)
 
     def map(self, function: Callable[[A], B], blocks: Iterable[A]) -> Iterator[B]:
@@ -51,19 +65,44 @@ class BlockPool:
             yield function(block)
         window: deque = deque()
         for block in rest:
-            window.append(self._started().submit(function, block))
+            window.append(self._submit(function, block))
             if len(window) >= self._processes * _AHEAD:
                 yield window.popleft().result()
         while window:
             yield window.popleft().result()
 
+    def _submit(self, function: Callable[[A], B], block: A) -> Future[B]:
+        self._under_way = [future for future in self._under_way if not future.done()]
+        self._under_way.append(self._started().submit(function, block))
+        return self._under_way[-1]
+
+    def _settle(self) -> None:
+        """Wait until what was submitted last is on its way: loky stumbles where it is told to stop before that."""
+        deadline = time.monotonic() + _SETTLE_SECONDS
+        while time.monotonic() < deadline and not all(one.running() or one.done() for one in self._under_way):
+            time.sleep(0.001)
+
     def _started(self) -> ProcessPoolExecutor:
         if self._executor is None:
-            self._executor = ProcessPoolExecutor(self._processes, initializer=_without_torch)
+            self._executor = ProcessPoolExecutor(self._processes, initializer=_begin, env=_ENVIRONMENT)
         return self._executor
 
 
-def _without_torch() -> None:
-    """Keep torch out of a process that only renders text: importing it takes most of its time and memory."""
-    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
+class _NoTorch(MetaPathFinder):
+    """Finds torch, and says that it is not there."""
+
+    def find_spec(self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> None:
+        if name == "torch":
+            raise ModuleNotFoundError("No module named 'torch'", name=name)
+
+
+def _begin() -> None:
+    """Keep torch out of a process that does not need it: importing it takes most of its time and memory.
+
+    Ctrl-C is for the process that started this one, and that ends it. loky takes a process that has grown for one that
+    leaks and replaces it: ours hold blocks of a store, within bounds of their own.
+    """
+    process_executor._USE_PSUTIL = False
+    sys.meta_path.insert(0, _NoTorch())  # None in sys.modules would be taken for torch by scipy
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"  # else it says that torch is missing
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -11,12 +11,12 @@ from dataclasses import asdict, dataclass
 
 from cliffstore.access import check_url
 from cliffstore.analyze.cliff import CliffReport
-from cliffstore.analyze.score import ScoreReport
 from cliffstore.config import PipelineConfig, SelectConfig, check_name, parse_ranges
 from cliffstore.errors import ConfigError
 from cliffstore.publish.export import FORMATS, ExportReport
 from cliffstore.publish.selection import STRATEGIES, SelectionReport, check_top
 from cliffstore.run.progress import Reporter
+from cliffstore.run.scoring import ScoringReport
 from cliffstore.run.stages import ExtractReport, run_extraction
 from cliffstore.run.store import Store
 from cliffstore.schema import ProbeDocument
@@ -31,7 +31,7 @@ class PipelineReport:
 
     extract: ExtractReport
     probe: ProbeDocument
-    score: ScoreReport
+    score: ScoringReport
     cliff: CliffReport
     select: SelectionReport
     export: ExportReport
@@ -64,8 +64,8 @@ def run_pipeline(config: PipelineConfig, reporter: Reporter) -> PipelineReport:
     extracted = run_extraction(config.extract, reporter)
     with Store(config.store, config.storage_options, reporter) as store:
         probe = store.fit_probe(**config.probe.model_dump(exclude=IN_STORE))
-        reporter.stage(f"probe: {describe_probe(probe)}")
-        scored = store.score(config.score.probe)
+        reporter.stage(f"probe: {'; '.join(describe_probe(probe).splitlines())}")
+        scored = store.score(**config.score.model_dump(exclude=IN_STORE))
         reporter.stage(f"score: {scored.tokens:,} tokens now, {scored.units_done_before} units had scores")
         ranked = store.cliff(config.cliff.probe)
         reporter.stage(f"cliff: {ranked.examples - ranked.without_thinking:,} examples with thinking ranked")
@@ -82,14 +82,36 @@ def select_in(store: Store, config: SelectConfig) -> SelectionReport:
 
 
 def describe_probe(probe: ProbeDocument) -> str:
-    """Return the figures of a probe, for people."""
-    chosen = next(metrics for metrics in probe.layers if metrics.layer == probe.layer)
-    unseen = f"; unseen test AUROC {chosen.test_auroc:.4f} ({probe.n_test} examples)" if probe.n_test else ""
-    return (
-        f"{probe.name}: {probe.site} layer {probe.layer} of {len(probe.layers)} layers tried, "
-        f"validation AUROC {chosen.auroc:.4f} ({probe.n_train} train, {probe.n_validation} validation){unseen}; "
-        f"shuffled labels {probe.shuffled_auroc:.3f}"
+    """Return the figures of a probe, for people: one line, and one more of what it is held against."""
+    chosen = probe.chosen
+    place = f"{probe.name}: {probe.kind} at {probe.site} layer {probe.layer}, position {probe.positions}"
+    if chosen is None:
+        return f"{place}, as it was given: nothing was measured"
+    places = len({cell.positions for cell in probe.cells})
+    layers = len({cell.layer for cell in probe.cells})
+    tried = f"{layers} {'layer' if layers == 1 else 'layers'}" + (f" x {places} positions" if places > 1 else "")
+    unseen = (
+        f"unseen test AUROC {_interval(chosen.test_auroc, chosen.test_auroc_low, chosen.test_auroc_high)} "
+        f"({probe.n_test} samples), "
+        if probe.n_test
+        else ""
     )
+    return (
+        f"{place} of {tried} tried, validation AUROC "
+        f"{_interval(chosen.auroc, chosen.auroc_low, chosen.auroc_high)} "
+        f"({probe.n_train} train, {probe.n_validation} validation)\n"
+        f"held against: {unseen}shuffled labels {_figure(probe.shuffled_auroc)}, "
+        f"bag of tokens {_figure(probe.bag_auroc)}"
+        + (f" ({_figure(probe.bag_test_auroc)} unseen)" if probe.bag_test_auroc is not None else "")
+    )
+
+
+def _interval(value: float | None, low: float | None, high: float | None) -> str:
+    return f"{_figure(value, 4)} [{_figure(low)}, {_figure(high)}]"
+
+
+def _figure(value: float | None, digits: int = 3) -> str:
+    return "not measured" if value is None else f"{value:.{digits}f}"
 
 
 def check_pipeline(config: PipelineConfig) -> None:
@@ -111,7 +133,7 @@ def check_pipeline(config: PipelineConfig) -> None:
         raise ConfigError(f"export.format {config.export.format!r} is not known: choose from {', '.join(FORMATS)}")
     probe, selection = config.probe.name, config.select.name
     for option, named, made in (
-        ("score.probe", config.score.probe, probe),
+        ("score.probe", ", ".join(config.score.probe), probe),
         ("cliff.probe", config.cliff.probe, probe),
         ("select.probe", config.select.probe, probe),
         ("export.selection", config.export.selection, selection),

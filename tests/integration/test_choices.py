@@ -11,7 +11,7 @@ from conftest import PROBE, Built
 
 def test_layer_is_the_best_on_validation(built: Built) -> None:
     probe = ok("probe", "show", str(built.store), "--name", PROBE, "--json").json
-    ranked = [(one["auroc"], -one["log_loss"], -one["layer"]) for one in probe["layers"]]
+    ranked = [(one["auroc"], -one["log_loss"], -one["layer"]) for one in probe["cells"]]
     assert len(ranked) > 1
     assert -max(ranked)[2] == probe["layer"]
 

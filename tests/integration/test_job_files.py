@@ -93,7 +93,7 @@ def test_each_job_does_the_work_of_its_command(job: Job, store: Path, tmp_path: 
     )
     assert fit.code == 2, "all test examples are ones that the probe was fitted with"
     fit = job("fit_probe", write_yaml(tmp_path / "fit.yaml", {**at, "name": "twin", "layers": "1,2"}))
-    assert (fit.code, fit.json["name"], [one["layer"] for one in fit.json["layers"]]) == (0, "twin", [1, 2])
+    assert (fit.code, fit.json["name"], [one["layer"] for one in fit.json["cells"]]) == (0, "twin", [1, 2])
     scored = job("score", write_yaml(tmp_path / "score.yaml", {**at, "probe": "twin"}))
     assert (scored.code, scored.json["units_done_before"], scored.json["units"] > 0) == (0, 0, True)
     select = {"name": "by-twin", "top": "50%", "where": "label = '1'"}
@@ -116,7 +116,7 @@ def test_options_win_over_the_file(job: Job, store: Path, tmp_path: Path) -> Non
     result = job("fit_probe", file, "--name", "b", "--layers", "2-3")
     assert result.code == 2
     result = run_cli("probe", "fit", store, "--config", file, "--name", "b", "--layers", "2-3", "--json")
-    found = (result.json["name"], [one["layer"] for one in result.json["layers"]], result.json["c"])
+    found = (result.json["name"], [one["layer"] for one in result.json["cells"]], result.json["c"])
     assert found == ("b", [2, 3], 2.0)
     file = write_yaml(tmp_path / "select.yaml", {"name": "x", "top": 8})
     selected = run_cli("select", store, "--config", file, "--top", "3", "--json")
@@ -132,7 +132,7 @@ def test_example_runs_with_settings_over_its_sections(built: Built, tmp_path: Pa
     result = job("pipeline", EXAMPLE, *(part for one in sets for part in ("--set", one)))
     assert result.code == 0, result.stderr
     report = result.json
-    assert [one["layer"] for one in report["probe"]["layers"]] == [3]
+    assert [one["layer"] for one in report["probe"]["cells"]] == [3]
     assert (report["probe"]["seed"], report["select"]["chosen"], report["export"]["rows"]) == (7, 5, 5)
     assert (tmp_path / "train" / "train.parquet").exists()
 

@@ -50,7 +50,8 @@ def test_stored_vectors_are_those_of_a_plain_forward(store: str, smollm2: str) -
 def test_refusal_is_linearly_readable_and_shuffled_labels_are_not(store: str) -> None:
     with Store(store, reporter=LineReporter()) as opened:
         probe = opened.fit_probe("refusal", where=FIT, test_where=UNSEEN)
-    chosen = next(metrics for metrics in probe.layers if metrics.layer == probe.layer)
+    chosen = probe.chosen
+    assert chosen is not None
     assert chosen.auroc >= 0.99
     assert chosen.test_auroc is not None
     assert chosen.test_auroc >= 0.95

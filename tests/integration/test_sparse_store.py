@@ -9,18 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_up import made_up_metrics
 from plans import Plan, make_plan, planned_of
 
 from cliffstore.errors import ProbeError
 from cliffstore.plan.positions import parse_positions
 from cliffstore.plan.sorting import NO_POSITION
 from cliffstore.records import SEGMENTS, CorpusRow, Message, RenderedExample, Segment
-from cliffstore.run.planning import write_plan
+from cliffstore.run.planned import write_plan
 from cliffstore.run.store import Store
 from cliffstore.schema import (
     ArrayIdentity,
     CaptureDocument,
-    LayerMetrics,
     ModelIdentity,
     PassSettings,
     ProbeDocument,
@@ -86,12 +86,12 @@ def _extract(objects: ObjectStore, plan: Plan) -> None:
 def _add_probe(objects: ObjectStore) -> None:
     """A probe whose score is minus the row number."""
     weights = ProbeWeights(np.array([-1, 0, 0, 0], dtype=np.float32), 0.0)
-    metrics = LayerMetrics(layer=0, auroc=1.0, accuracy=1.0, log_loss=0.0, test_auroc=None, test_accuracy=None)
+    metrics = made_up_metrics(0)
     document = ProbeDocument(
         name=PROBE, kind="logistic", alias="main", capture=CAPTURE.capture, model=CAPTURE.model, dtype="float32",
         site="resid_post", layer=0,
         positions="decision", label="label", positive="1", where=None, test_where=None, seed=0, c=1.0,
-        n_train=1, n_validation=1, n_test=0, shuffled_auroc=0.5, layers=[metrics], digest=weights.digest,
+        n_train=1, n_validation=1, n_test=0, shuffled_auroc=0.5, cells=[metrics], digest=weights.digest,
         file_digest=weights.file_digest,
         inputs="", cliffstore_version="0",
     )  # fmt: skip
