@@ -9,8 +9,9 @@ starts with no decoded chunk, on an array or a store that has just been opened (
 files in the memory of the operating system. What each side gives is compared with the others' once.
 
 Raw tensorstore is `array[rows].read().result()` on the same array with a context of its own, for the bits that are
-stored, and with a conversion to float32 in NumPy, which is what the store's sides give unless they say `bits`. A ratio
-is raw's time over the side's, so that 1 is as fast; first against raw bits, then against raw float32.
+stored, and with a conversion to float32 in NumPy, which is what the store's sides give unless they say `bits`; SQL
+gives an Arrow table, the others an array. A ratio is raw's time over the side's, so that 1 is as fast; first against
+raw bits, then against raw float32.
 
 `.pt` files hold 16 prompts each, as a loop over batches with torch.save leaves them, and are loaded whole for any row
 in them: with this layer alone, and with `--pt-layers` layers. They are not compressed.
@@ -19,6 +20,7 @@ in them: with this layer alone, and with `--pt-layers` layers. They are not comp
 from __future__ import annotations
 
 import argparse
+import gc
 import platform
 import statistics
 import sys
@@ -31,6 +33,7 @@ from pathlib import Path
 
 import duckdb
 import numpy as np
+import pyarrow as pa
 import tensorstore as ts
 import torch
 from rich.console import Console
@@ -47,7 +50,8 @@ from cliffstore.store.objects import ObjectStore  # noqa: E402
 
 UNIT_ROWS, TOKENS, PROMPTS_IN_A_FILE, SCAN_ROWS = 32_768, 64, 16, 8_192
 BITS, WIDE = "raw tensorstore, bits", "raw tensorstore, float32"
-Side = Callable[[], Callable[[], np.ndarray]]
+Found = np.ndarray | pa.Table
+Side = Callable[[], Callable[[], Found]]
 """Opens what is read, and returns what is timed."""
 
 
@@ -62,6 +66,7 @@ class Sides:
     def __init__(self, url: str, pt: dict[str, list[Path]]) -> None:
         self.url, self.pt = url, pt
         self.key = layout.array("main", "resid_post", 0)
+        self._store: Store | None = None
         self.n_rows, self.width = self.array().shape
 
     def array(self) -> ts.TensorStore:
@@ -69,17 +74,19 @@ class Sides:
         return ts.open(spec, open=True, context=ts.Context({})).result()
 
     def store(self) -> Store:
-        store = Store(self.url)
-        store.sql("SELECT 1")
-        return store
+        """Return the store, newly opened; the one before is closed."""
+        if self._store is not None:
+            self._store.close()
+        self._store = Store(self.url)
+        self._store.sql("SELECT 1").fetchall()
+        return self._store
 
     def choice(self, n: int) -> str:
         """Return a condition of SQL that about `n` random rows meet."""
         return f"hash(t.row) % {self.n_rows} < {n}"
 
     def rows(self, n: int) -> np.ndarray:
-        with self.store() as store:
-            found = store.sql(f"SELECT t.row FROM tokens t WHERE {self.choice(n)}").fetchnumpy()["row"]
+        found = self.store().sql(f"SELECT t.row FROM tokens t WHERE {self.choice(n)}").fetchnumpy()["row"]
         return np.sort(np.asarray(found, dtype=np.int64))
 
     def random(self, n: int) -> dict[str, Side]:
@@ -90,21 +97,21 @@ class Sides:
         condition = self.choice(n)
 
         def of_raw(rows_N: np.ndarray, convert: Callable[[np.ndarray], np.ndarray]) -> Side:
-            def opened() -> Callable[[], np.ndarray]:
+            def opened() -> Callable[[], Found]:
                 array = self.array()
                 return lambda: convert(array[rows_N].read().result())
 
             return opened
 
-        def of_store(read: Callable[[Store], np.ndarray]) -> Side:
-            def opened() -> Callable[[], np.ndarray]:
+        def of_store(read: Callable[[Store], Found]) -> Side:
+            def opened() -> Callable[[], Found]:
                 store = self.store()
                 return lambda: read(store)
 
             return opened
 
         def of_sql(statement: str) -> Side:
-            return of_store(lambda store: vectors_of(store.sql(statement)))
+            return of_store(lambda store: store.sql(statement).to_arrow_table())
 
         sides = {
             BITS: of_raw(rows_N, np.asarray),
@@ -134,7 +141,7 @@ class Sides:
             sides["Store.activations"] = of_store(lambda store: chosen(store).numpy())
             sides["Store.activations, bits"] = of_store(lambda store: chosen(store).torch().view(torch.uint16).numpy())
 
-            def vectors_alone() -> Callable[[], np.ndarray]:
+            def vectors_alone() -> Callable[[], Found]:
                 return chosen(self.store()).numpy
 
             sides["Store.activations, its .numpy() alone"] = vectors_alone
@@ -163,7 +170,7 @@ class Sides:
         ranges = [(first, min(first + SCAN_ROWS, self.n_rows)) for first in range(0, self.n_rows, SCAN_ROWS)]
 
         def raw(convert: Callable[[np.ndarray], np.ndarray]) -> Side:
-            def opened() -> Callable[[], np.ndarray]:
+            def opened() -> Callable[[], Found]:
                 array = self.array()
 
                 def read() -> np.ndarray:
@@ -173,18 +180,18 @@ class Sides:
 
             return opened
 
-        def whole() -> Callable[[], np.ndarray]:
+        def whole() -> Callable[[], Found]:
             array = self.array()
             return lambda: array.read().result()
 
         def scan(dtype: str | None) -> Side:
-            def opened() -> Callable[[], np.ndarray]:
+            def opened() -> Callable[[], Found]:
                 arrays = self.store().reader.arrays
                 return lambda: drained(gather.scan(arrays, self.key, ranges, dtype))
 
             return opened
 
-        def sql() -> Callable[[], np.ndarray]:
+        def sql() -> Callable[[], Found]:
             store = self.store()
             return lambda: np.array(store.sql("SELECT sum(resid_post(row, 0)[1]) FROM tokens").fetchall()[0])
 
@@ -199,7 +206,7 @@ class Sides:
         if hasattr(Store, "activations"):
 
             def batches(convert: Callable) -> Side:
-                def opened() -> Callable[[], np.ndarray]:
+                def opened() -> Callable[[], Found]:
                     chosen = self.store().activations("resid_post", 0, columns=())
                     return lambda: drained(map(convert, chosen.batches(SCAN_ROWS)))
 
@@ -217,6 +224,9 @@ class Sides:
             if name.endswith("one number"):
                 np.testing.assert_allclose(found[0], float((expected.astype(np.float64) ** 2).sum()), rtol=1e-4)
                 continue
+            if isinstance(found, pa.Table):
+                column = found["h"].combine_chunks()
+                found = column.flatten().to_numpy().reshape(len(column), -1)
             found = wide(found) if found.dtype == np.uint16 else found
             if name == "SQL, shuffled":
                 assert len(found) == len(expected), name
@@ -231,12 +241,6 @@ def drained(pieces: Iterable[object]) -> np.ndarray:
     return np.zeros(0)
 
 
-def vectors_of(relation: duckdb.DuckDBPyRelation) -> np.ndarray:
-    """Return the column `h` of a result as [N, width], from Arrow without a copy where it is one piece."""
-    column = relation.to_arrow_table()["h"].combine_chunks()
-    return column.flatten().to_numpy().reshape(len(column), -1)
-
-
 def measure(sides: dict[str, Side], rounds: int) -> dict[str, tuple[float, float]]:
     """Return the median seconds of each side, and those of the processor."""
     seconds: dict[str, list[tuple[float, float]]] = defaultdict(list)
@@ -245,10 +249,11 @@ def measure(sides: dict[str, Side], rounds: int) -> dict[str, tuple[float, float
         np.random.default_rng(number).shuffle(names)
         for name in names:
             read = sides[name]()
+            gc.collect()  # what the last side has left
             begin, processor = time.perf_counter(), time.process_time()
-            read()
+            found = read()
             seconds[name].append((time.perf_counter() - begin, time.process_time() - processor))
-            del read
+            del read, found
     return {name: tuple(map(statistics.median, zip(*seconds[name], strict=True))) for name in sides}
 
 

@@ -2,7 +2,7 @@
 
 DuckDB reads the Parquet tables through Arrow, so every fsspec scheme works, only needed columns and rows are read,
 and no DuckDB extension is involved. Functions are vectorised: DuckDB hands over some thousand rows at a time, and
-each distinct row among them is read once.
+each chunk of an array is decoded once where the cache of chunks holds it (see `vector_columns`).
 
 Opening lists plans and captures and reads their documents, and the end of one table of examples a plan. What a view
 holds is found when a statement first scans it (see `views`): receipts are listed by `SELECT extracted FROM units`, and
