@@ -94,7 +94,7 @@ class Shell:
                         self._show(statements)
                     elif not text.strip():
                         text = ""
-                except CliffstoreError as error:
+                except (CliffstoreError, OSError) as error:
                     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
                 except KeyboardInterrupt:
                     text = ""
