@@ -122,6 +122,8 @@ def test_time_limit_at_the_prompt(store: Path, tmp_path: Path) -> None:
         assert "error: the statement was stopped after 0.5 s (--timeout)" in terminal.wait_for(PROMPT)
         terminal.type("SELECT 40 + 2;\n")
         assert "42" in terminal.wait_for(PROMPT)
+        terminal.type(END)
+        assert terminal.wait()[0] == 0
 
 
 def test_tabulator_completes(store: Path, tmp_path: Path) -> None:
@@ -132,6 +134,8 @@ def test_tabulator_completes(store: Path, tmp_path: Path) -> None:
         assert "to_decision" in shown
         assert "examples" in shown
         assert "resid_post" in shown
+        terminal.type(END)
+        assert terminal.wait()[0] == 0
 
 
 def test_words_and_refusals(store: Path) -> None:
