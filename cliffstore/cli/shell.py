@@ -76,13 +76,14 @@ class Shell:
 
         history = _History()
         complete_with(self._words)
-        print(f"cliffstore {__version__}, store {self._store.reader.url}. Statements end with `;`. Try .help")
+        if sys.stdout.isatty():
+            print(f"cliffstore {__version__}, store {self._store.reader.url}. Statements end with `;`. Try .help")
         previous = signal.signal(signal.SIGTERM, _leave)
         text = ""
         try:
             while True:
                 try:
-                    line = input(_MORE if text else _PROMPT)
+                    line = input((_MORE if text else _PROMPT) if sys.stdout.isatty() else "")
                     history.keep(line)
                     if not text and line.lstrip().startswith("."):
                         self._command(line.strip())
@@ -93,7 +94,7 @@ class Shell:
                         self._show(statements)
                     elif not text.strip():
                         text = ""
-                except CliffstoreError as error:
+                except (CliffstoreError, OSError) as error:
                     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
                 except KeyboardInterrupt:
                     text = ""

@@ -126,7 +126,10 @@ class Running:
 
 @contextmanager
 def _signals(stop: Callable[[], None]) -> Iterator[None]:
-    """Call `stop` in place of the handlers of SIGINT and SIGTERM; these are called at the end."""
+    """Call `stop` in place of the handlers of SIGINT and SIGTERM; these are called at the end.
+
+    A second signal goes to its handler at once: what runs may be Python that waits for storage.
+    """
     if current_thread() is not main_thread():
         yield
         return
@@ -135,6 +138,8 @@ def _signals(stop: Callable[[], None]) -> Iterator[None]:
     def catch(number: int, frame: FrameType | None) -> None:
         caught.append((number, frame))
         stop()
+        if len(caught) > 1:
+            replaced[number](number, frame)
 
     handlers = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     replaced = {number: handler for number, handler in handlers.items() if callable(handler)}

@@ -7,10 +7,9 @@ the kinds of statements that only read, or change no more than what is in memory
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from shutil import rmtree
+from tempfile import TemporaryDirectory
 
 import duckdb
 from duckdb import ExpectedResultType, StatementType
@@ -80,10 +79,11 @@ def connect(limits: QueryLimits) -> tuple[duckdb.DuckDBPyConnection, Callable[[]
     ConfigError
         The memory limit cannot be read.
     """
-    folder = tempfile.mkdtemp(prefix="cliffstore-sql-")
+    # Where a signal ends this half-way, the folder goes with the object.
+    folder = TemporaryDirectory(prefix="cliffstore-sql-", ignore_cleanup_errors=True)
     settings: dict[str, str | bool | int | float | list[str]] = {
         "python_enable_replacements": False,
-        "temp_directory": folder,
+        "temp_directory": folder.name,
     }
     if not limits.external:
         settings |= _CLOSED
@@ -94,11 +94,11 @@ def connect(limits: QueryLimits) -> tuple[duckdb.DuckDBPyConnection, Callable[[]
         # DuckDB draws its bar on standard output, where answers go.
         connection.execute("SET enable_progress_bar = false")
     except duckdb.Error as error:
-        rmtree(folder, ignore_errors=True)
+        folder.cleanup()
         if limits.memory is None:
             raise
         raise ConfigError(f"memory limit {limits.memory!r}: say a size such as 4GB ({one_line(error)})") from None
-    return connection, lambda: rmtree(folder, ignore_errors=True)
+    return connection, folder.cleanup
 
 
 def lock(connection: duckdb.DuckDBPyConnection, limits: QueryLimits) -> None:

@@ -36,6 +36,8 @@ READS = [
     "CREATE MACRO m(x) AS TABLE SELECT * FROM read_text(x); SELECT * FROM m('{file}')",
     "CREATE TABLE t AS SELECT * FROM '{file}'",
     "EXPLAIN ANALYZE SELECT * FROM read_text('{file}')",
+    "SELECT * FROM json_execute_serialized_sql(json_serialize_sql('SELECT * FROM read_text(''{file}'')'))",
+    "SELECT * FROM read_duckdb('{folder}/a.db')",
     "WITH q AS MATERIALIZED (SELECT * FROM read_text('{file}')) SELECT * FROM q",
     "CREATE TABLE t (a INT, b TEXT); COPY t FROM '{file}'",
     "IMPORT DATABASE '{folder}/dump'",
@@ -89,6 +91,7 @@ SETTINGS = [
     "SET VARIABLE a = 1",
     "SET search_path = 'temp'",
     "CALL enable_logging(level = 'debug', storage = 'file', storage_config = {{'path': '{folder}'}})",
+    "SELECT * FROM enable_logging('QueryLog', storage = 'file', storage_path = '{folder}/log')",
     "BEGIN; SET threads = 1; COMMIT",
 ]
 PYTHON = [
@@ -98,6 +101,10 @@ PYTHON = [
     "SELECT * FROM self",
     "SELECT * FROM arrow_scan(1, 2, 3)",
     "SELECT * FROM pandas_scan(1)",
+    "SELECT * FROM python_arrow_scan()",
+    "SELECT * FROM python_arrow_scan(1, 2, 3)",
+    "SELECT * FROM python_map_function((SELECT 1))",
+    "SELECT * FROM python_map_function((SELECT 1), 1)",
     "SELECT getenv('CLIFFSTORE_SECRET')",
 ]
 ALL = [*READS, *WRITES, *EXTENSIONS_AND_NETWORK, *SETTINGS, *PYTHON]

@@ -12,6 +12,7 @@ import pytest
 from terminal import END, INTERRUPT, Terminal
 from vector_store import VectorStore
 
+from cliffstore.cli import shell
 from cliffstore.cli.shell import Shell
 from cliffstore.errors import QueryError
 from cliffstore.run.store import Store
@@ -121,6 +122,8 @@ def test_time_limit_at_the_prompt(store: Path, tmp_path: Path) -> None:
         assert "error: the statement was stopped after 0.5 s (--timeout)" in terminal.wait_for(PROMPT)
         terminal.type("SELECT 40 + 2;\n")
         assert "42" in terminal.wait_for(PROMPT)
+        terminal.type(END)
+        assert terminal.wait()[0] == 0
 
 
 def test_tabulator_completes(store: Path, tmp_path: Path) -> None:
@@ -131,6 +134,8 @@ def test_tabulator_completes(store: Path, tmp_path: Path) -> None:
         assert "to_decision" in shown
         assert "examples" in shown
         assert "resid_post" in shown
+        terminal.type(END)
+        assert terminal.wait()[0] == 0
 
 
 def test_words_and_refusals(store: Path) -> None:
@@ -160,3 +165,27 @@ def test_words_and_refusals(store: Path) -> None:
 )
 def test_where_a_statement_ends(text: str, complete: bool) -> None:
     assert is_complete(text) == complete
+
+
+def test_where_history_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CLIFFSTORE_HISTORY", raising=False)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert shell._history_path() == tmp_path / "cliffstore" / "sql_history"
+    monkeypatch.delenv("XDG_STATE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert shell._history_path() == tmp_path / ".local" / "state" / "cliffstore" / "sql_history"
+    monkeypatch.setenv("CLIFFSTORE_HISTORY", str(tmp_path / "mine"))
+    assert shell._history_path() == tmp_path / "mine"
+    monkeypatch.setenv("CLIFFSTORE_HISTORY", "")
+    assert shell._history_path() is None
+
+
+def test_no_history_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    monkeypatch.setenv("CLIFFSTORE_HISTORY", str(tmp_path / "file" / "history"))
+    history = shell._History()
+    assert "no history is kept" in capsys.readouterr().err
+    history.keep("SELECT 1;")
+    assert capsys.readouterr().err == ""

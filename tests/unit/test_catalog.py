@@ -23,7 +23,7 @@ from vector_store import VectorStore
 from cliffstore import QueryLimits
 from cliffstore.errors import ConfigError, QueryError, QueryStoppedError, StorageError, StoreError
 from cliffstore.run.store import Store
-from cliffstore.store import functions, tables
+from cliffstore.store import functions, running, tables
 from cliffstore.store.objects import ObjectStore
 from cliffstore.store.results import Batches
 
@@ -292,6 +292,22 @@ def test_ctrl_c_stops_a_statement(statement: str, store: Store) -> None:
         timer.join()
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
         assert store.sql("SELECT 42").fetchall() == [(42,)]
+
+
+def test_a_second_ctrl_c_does_not_wait() -> None:
+    """The first asks DuckDB to stop; Python code that it called may wait for storage meanwhile."""
+    stops: list[int] = []
+
+    def interrupted_twice() -> None:
+        with running._signals(lambda: stops.append(1)):
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stops == [1]
+            os.kill(os.getpid(), signal.SIGINT)
+            pytest.fail("the second signal was put off")
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted_twice()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_handler_of_the_users_is_called_and_kept(store: Store) -> None:
