@@ -15,17 +15,37 @@ if TYPE_CHECKING:
     from cliffstore.errors import CliffstoreError, UserError
     from cliffstore.run.stages import ExtractReport, extract
     from cliffstore.run.store import Store
+    from cliffstore.store.activations import Activations
+    from cliffstore.store.session import QueryLimits
+    from cliffstore.train.dataset import ActivationDataset
+    from cliffstore.train.loader import ActivationLoader
 
 _HOMES = {
+    "ActivationDataset": "cliffstore.train.dataset",
+    "ActivationLoader": "cliffstore.train.loader",
+    "Activations": "cliffstore.store.activations",
     "CliffstoreError": "cliffstore.errors",
     "UserError": "cliffstore.errors",
     "ExtractConfig": "cliffstore.config",
     "ExtractReport": "cliffstore.run.stages",
+    "QueryLimits": "cliffstore.store.session",
     "Store": "cliffstore.run.store",
     "extract": "cliffstore.run.stages",
 }
 
-__all__ = ["CliffstoreError", "ExtractConfig", "ExtractReport", "Store", "UserError", "__version__", "extract"]
+__all__ = [
+    "ActivationDataset",
+    "ActivationLoader",
+    "Activations",
+    "CliffstoreError",
+    "ExtractConfig",
+    "ExtractReport",
+    "QueryLimits",
+    "Store",
+    "UserError",
+    "__version__",
+    "extract",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -161,7 +161,11 @@ class ProbeConfig(StoreConfig):
 class ScoreConfig(StoreConfig):
     """Everything that `cliffstore score` can be told."""
 
-    probe: str
+    probe: Annotated[tuple[str, ...], BeforeValidator(_one_is_enough)] = Field(
+        min_length=1, description="names of probes; all means every probe of the store"
+    )
+    executor: Literal["auto", "local", "ray"] = "auto"
+    actors: int | None = Field(default=None, ge=1)
 
 
 class SelectConfig(StoreConfig):

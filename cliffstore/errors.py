@@ -58,6 +58,12 @@ class QueryError(UserError, ValueError):
     code = "query"
 
 
+class QueryStoppedError(CliffstoreError, RuntimeError):
+    """A SQL statement was stopped: by its time limit, by its memory limit, or by hand."""
+
+    code = "stopped"
+
+
 class SelectionError(UserError, ValueError):
     """A selection or an export cannot be made as asked."""
 

@@ -101,6 +101,19 @@ class RenderedExample:
 
 
 @dataclass(frozen=True, slots=True)
+class UnitReport:
+    """What became of one unit that a worker was given. `bytes` are those of its vectors before compression."""
+
+    unit: int
+    n_tokens: int
+    n_rows: int
+    bytes: int
+    seconds: float
+    worker: str
+    notices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class PlannedUnit:
     """One line of the table `units`: what a run must know of a unit before it reads its tokens.
 

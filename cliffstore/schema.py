@@ -213,9 +213,9 @@ class Receipt(Document):
 
 
 class UnitError(Document):
-    """`receipts/<capture>/unit-<n>.error.json`: why a unit is not extracted."""
+    """`receipts/<capture>/unit-<n>.error.json`: why a unit is not extracted, or has no scores."""
 
-    capture: str
+    capture: str = Field(description="`scores` where a model ran for scores alone, `scores/<probe>` behind extraction")
     unit: int
     attempt: int
     worker: str
@@ -229,7 +229,11 @@ class ScoreReceipt(Document):
     probe_digest: str
     unit: int
     n_tokens: int
-    digest: str
+    digest: str = Field(description="sha256 of the table's bytes")
+    attempt: int
+    worker: str
+    seconds: float
+    cliffstore_version: str
 
 
 class CellMetrics(Part):

@@ -15,7 +15,7 @@ from cliffstore.plan.sorting import members_of
 from cliffstore.plan.tables import examples_table, tokens_table
 from cliffstore.plan.units import Survey, Unit, build_unit, pack, plan_digest, skipped_key
 from cliffstore.records import RenderedExample, SkippedRow
-from cliffstore.run.planning import Planned
+from cliffstore.run.planned import Planned
 from cliffstore.schema import (
     EXAMPLES,
     Chunking,

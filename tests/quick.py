@@ -21,7 +21,7 @@ def quick_runs() -> Iterator[None]:
 
     Not for tests that change a tokenizer in its folder.
     """
-    from cliffstore.run import planning, rendering
+    from cliffstore.run import planning, rendering, tokenizers
 
     loaded: dict[tuple[str, str | None], PreTrainedTokenizerBase] = {}
     load = rendering.load_tokenizer
@@ -34,6 +34,6 @@ def quick_runs() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rendering, "load_tokenizer", load_once)
-        patch.setattr(planning, "tokenizer_digest", lru_cache(planning.tokenizer_digest))
+        patch.setattr(tokenizers, "tokenizer_digest", lru_cache(tokenizers.tokenizer_digest))
         patch.setattr(planning, "available_cpus", lambda: 1)
         yield

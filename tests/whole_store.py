@@ -17,7 +17,7 @@ from cliffstore.run.origins import Origins
 from cliffstore.run.progress import PIECE, Piece
 from cliffstore.run.repair import RepairReport, repair_store
 from cliffstore.run.verification import verify
-from cliffstore.schema import Receipt
+from cliffstore.schema import DOCUMENTS
 from cliffstore.store import documents, layout
 from cliffstore.store.checks.findings import Finding
 from cliffstore.store.objects import ObjectStore
@@ -111,8 +111,8 @@ def assert_undisturbed(objects: ObjectStore, case: Case) -> None:
     found, expected = contents_of(objects), contents_of(ObjectStore(str(case.store)))
     assert sorted(found) == sorted(expected)
     for key, content in expected.items():
-        if kind_of(key) == "receipt":
-            mine, theirs = (documents.parse(Receipt, key, one) for one in (found[key], content))
+        if (kind := kind_of(key)) in ("receipt", "score_receipt"):
+            mine, theirs = (documents.parse(DOCUMENTS[kind], key, one) for one in (found[key], content))
             assert mine.model_dump(exclude=set(VOLATILE)) == theirs.model_dump(exclude=set(VOLATILE)), key
         else:
             assert found[key] == content, key

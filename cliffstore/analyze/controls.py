@@ -105,7 +105,8 @@ def _counts(catalog: Catalog, place: Place, examples_E: Ordinals, width: int = 0
     upto = f" AND to_decision <= {place.offset}" if last_E is None else ""
     rows, columns = [], []
     for batch in catalog.batches(
-        f"SELECT example, position, token_id FROM tokens WHERE example BETWEEN $1 AND $2{upto}", bounds
+        f"SELECT example, position, token_id FROM tokens WHERE example BETWEEN $1 AND $2{upto}",
+        parameters=bounds,
     ):
         example_B, position_B, token_B = (batch.column(name).to_numpy() for name in batch.schema.names)
         index_B = _index(examples_E, example_B)
@@ -125,7 +126,7 @@ def _counts(catalog: Catalog, place: Place, examples_E: Ordinals, width: int = 0
 def _last_positions(catalog: Catalog, segment: str, examples_E: Ordinals) -> npt.NDArray[np.int64]:
     """Return the position of the last token of a segment in each example."""
     last_E = np.full(len(examples_E), -1, dtype=np.int64)
-    for batch in catalog.batches("SELECT example, position FROM tokens WHERE segment = $1", [segment]):
+    for batch in catalog.batches("SELECT example, position FROM tokens WHERE segment = $1", parameters=[segment]):
         example_B, position_B = (batch.column(name).to_numpy() for name in batch.schema.names)
         index_B = _index(examples_E, example_B)
         np.maximum.at(last_E, index_B[index_B >= 0], position_B[index_B >= 0])

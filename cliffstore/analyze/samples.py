@@ -102,7 +102,7 @@ def _at_offsets(catalog: Catalog, labelled: LabelledExamples, places: Sequence[P
 def _of_segment(catalog: Catalog, labelled: LabelledExamples, place: Place, notice: Notice) -> LabelledRows:
     first, last = int(labelled.examples_E[0]), int(labelled.examples_E[-1])
     parts: list[list[npt.NDArray[np.int64]]] = []
-    for batch in catalog.batches(_SEGMENT, [place.segment, first, last]):
+    for batch in catalog.batches(_SEGMENT, parameters=[place.segment, first, last]):
         columns = [batch.column(name).to_numpy().astype(np.int64) for name in ("example", "row", "n")]
         index_N = labelled.find(columns[0])
         parts.append([one[index_N >= 0] for one in (index_N, *columns[1:])])

@@ -19,6 +19,12 @@ from cliffstore.cli.output import (
 
 Probe = Annotated[str | None, typer.Option("--probe", help="Name of a probe.")]
 
+_SCORE = """Score every stored token with probes, from stored activations.
+
+Run the same command again to go on after a crash or an interrupt. Several probes are scored together: vectors are
+read once for all probes of a layer.
+"""
+
 TOP_CLIFFS = """
 SELECT c.cliff, c.plateau, c.final, c.n_think, e.id, e.label, e.prompt
 FROM cliffs c JOIN examples e USING (example)
@@ -29,23 +35,36 @@ ORDER BY c.cliff DESC, e.id LIMIT $2
 
 def add_to(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command(name="score", help="Score every stored token with a probe.")(score)
+    app.command(name="score", help=_SCORE)(score)
     app.command(name="cliff", help="Rank examples by plateau minus score at the decision position.")(cliff)
 
 
-def score(store: MaybeStoreUrl = None, config: Config = None, probe: Probe = None, json: Json = False) -> None:
+def score(
+    store: MaybeStoreUrl = None,
+    config: Config = None,
+    probe: Annotated[
+        list[str] | None, typer.Option("--probe", help="Name of a probe; repeatable. all: every probe of the store.")
+    ] = None,
+    executor: Annotated[
+        str | None, typer.Option(help="auto, local, ray. auto is ray where RAY_ADDRESS is set.")
+    ] = None,
+    actors: Annotated[int | None, typer.Option(help="Ray actors. Default: one a node.")] = None,
+    json: Json = False,
+) -> None:
     from cliffstore.config import ScoreConfig
     from cliffstore.settings import read_config
 
-    settings = read_config(ScoreConfig, config, {"store": store, "probe": probe})
+    given = {"store": store, "probe": tuple(probe) if probe else None, "executor": executor, "actors": actors}
+    settings = read_config(ScoreConfig, config, given)
     with open_store(settings) as opened:
-        report = opened.score(settings.probe)
+        report = opened.score(settings.probe, executor=settings.executor, actors=settings.actors)
     if json:
         print_json(asdict(report))
-    else:
+        return
+    for one in report.probes:
         print(
-            f"probe {settings.probe}: {report.tokens:,} tokens of {report.units} units scored now, "
-            f"{report.units_done_before} units had scores"
+            f"probe {one.probe}: {one.tokens:,} tokens of {one.units} units scored now, "
+            f"{one.units_done_before} units had scores"
         )
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from cliffstore.config import StoreConfig
     from cliffstore.publish.selection import SelectionReport
     from cliffstore.run.store import Store
+    from cliffstore.store.session import QueryLimits
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Config = Annotated[
@@ -34,12 +35,12 @@ _WIDEST_CELL = 60
 _WIDEST_LINE = 10_000
 
 
-def open_store(settings: StoreConfig) -> Store:
+def open_store(settings: StoreConfig, limits: QueryLimits | None = None) -> Store:
     """Open the store that settings name, with a reporter that fits where the command runs."""
     from cliffstore.run.progress import choose_reporter
     from cliffstore.run.store import Store
 
-    return Store(settings.store, settings.storage_options, choose_reporter())
+    return Store(settings.store, settings.storage_options, choose_reporter(), limits)
 
 
 def open_to_read(store: str, config: str | None) -> Store:

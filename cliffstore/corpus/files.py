@@ -236,7 +236,8 @@ def _read_csv(name: str, stream: BinaryIO, text_columns: frozenset[str]) -> Bloc
 
 
 def _read_parquet(name: str, stream: BinaryIO, _: frozenset[str]) -> Blocks:
-    file = pa_parquet.ParquetFile(stream)
+    # Read on this thread: Arrow's own, still letting go of a stream, may abort a process that exits.
+    file = pa_parquet.ParquetFile(stream, pre_buffer=False)
     bytes_per_row = sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups)) // max(
         file.metadata.num_rows, 1
     )

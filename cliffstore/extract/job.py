@@ -1,15 +1,23 @@
-"""What a run and its workers tell each other: a model to load, a job, how passes are made, what became of a unit."""
+"""What a run and its workers tell each other: a model to load, a job, how passes are made."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from cliffstore.model.identity import ModelSource
-from cliffstore.schema import ArrayIdentity, CaptureDocument, Dtype, PassSettings
-from cliffstore.store import layout
+from cliffstore.schema import ArrayIdentity, CaptureDocument, Dtype, PassSettings, UnitError
+from cliffstore.store import layout, receipts
+from cliffstore.store.objects import ObjectStore
 from cliffstore.store.probes import ProbeWeights
 from cliffstore.store.scores import ProbeKey
+
+if TYPE_CHECKING:
+    from cliffstore.extract.unit import UnitWorker
+
+IN_FLIGHT = 2
+"""Units that a worker has at once: one is computed while the one before is written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +37,16 @@ class WorkerSpec:
     device: str
     threads: int | None = None
     gpus: int = 1
+
+    def make(self, threads: int) -> UnitWorker:
+        """Load the model into a worker, which uses so many threads unless the spec says another number."""
+        from cliffstore.extract.unit import UnitWorker
+
+        return UnitWorker(replace(self, threads=self.threads or threads))
+
+    def in_flight(self, threads: int) -> int:
+        """Return how many units a worker has at once."""
+        return IN_FLIGHT
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +81,11 @@ class Job:
         """Where errors of units are recorded, beside the receipts."""
         return self.capture.capture if self.capture else layout.SCORES
 
+    def record_failure(self, unit: int, attempt: int, worker: str, error: str) -> None:
+        """Write down why a unit is given up."""
+        found = UnitError(capture=self.receipts_name, unit=unit, attempt=attempt, worker=worker, error=error)
+        receipts.record_error(ObjectStore(self.store, self.storage_options), found)
+
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
@@ -79,16 +102,3 @@ class Prepared:
     seconds: float
     summary: str
     notices: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class UnitReport:
-    """What became of one unit. `bytes` are those of its vectors before compression."""
-
-    unit: int
-    n_tokens: int
-    n_rows: int
-    bytes: int
-    seconds: float
-    worker: str
-    notices: tuple[str, ...] = ()

@@ -21,10 +21,11 @@ from cliffstore.access import without_secrets
 from cliffstore.errors import CliffstoreError, ExtractionError, InterruptedRunError, StorageError, StoreError
 from cliffstore.extract.blocks import BlockPool
 from cliffstore.extract.calibration import CorpusShape, PassWish
-from cliffstore.extract.job import Job, Prepared, UnitReport, WorkerSpec
+from cliffstore.extract.job import Job, Prepared, WorkerSpec
 from cliffstore.extract.runner import PassRunner
 from cliffstore.extract.sinks import ActivationBlocks, ProbeScores, UnitSink
 from cliffstore.extract.tree import UnitExample
+from cliffstore.records import UnitReport
 from cliffstore.schema import CaptureDocument, UnitError
 from cliffstore.store import layout, receipts
 from cliffstore.store.plans import PlanTables
@@ -68,6 +69,10 @@ class UnitWorker:
         if job.capture is not None:
             self._pool = BlockPool(capture_specs(job.capture), self._unit_rows)
         self._runner.adopt(job.passes)
+
+    def run(self, unit: int, attempt: int) -> UnitReport:
+        """Do what an executor asks of a worker: see `extract`."""
+        return self.extract(unit, attempt)
 
     def extract(self, unit: int, attempt: int = 1) -> UnitReport:
         """Compute and commit one unit; one that is committed already is left alone.
@@ -140,6 +145,9 @@ class UnitWorker:
                 place.tokens,
                 place.row_start,
                 scores[probe.key.name],
+                attempt=place.attempt,
+                worker=self.name,
+                seconds=seconds,
             )
         self._reader.objects.delete(layout.unit_error(self._job.receipts_name, place.unit))
         n_bytes = sum(scores_R.nbytes for scores_R in scores.values())

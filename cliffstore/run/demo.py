@@ -115,7 +115,7 @@ def run_demo(
             f"[{metrics.auroc_low:.2f}, {metrics.auroc_high:.2f}] on {probe.n_validation} unseen examples; "
             f"shuffled labels {shuffled:.2f}, words alone {probe.bag_auroc or 0.5:.2f}"
         )
-        scored = store.score(PROBE)
+        scored = store.score(PROBE, executor=executor)
         say(f"score    {scored.tokens:,} tokens scored now, with no forward pass")
         ranked = store.cliff(PROBE)
         with_cliff = ranked.examples - ranked.without_thinking

@@ -1,21 +1,23 @@
-"""Where units run: the protocol of an executor, and the one that runs them in this process."""
+"""Where units run: what executors and workers are to each other, and the executor that runs units in this process.
+
+A spec, small enough to send anywhere, makes workers; a job says what is done with units; a worker takes up a job and
+then units of it. Extraction and scoring each have a spec, a worker and a job of their own, and share all else:
+attempts, lost workers, units that are given up, progress.
+"""
 
 from __future__ import annotations
 
 import os
+import random
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 from cliffstore.errors import ExtractionError, InterruptedRunError
-from cliffstore.extract.calibration import CorpusShape, PassWish
-from cliffstore.extract.job import Job, Prepared, UnitReport, WorkerSpec
-from cliffstore.extract.unit import UnitWorker
+from cliffstore.records import UnitReport
 
-IN_FLIGHT = 2
-"""Units that a worker has at once: one is computed while the one before is written."""
 MOST_ATTEMPTS = 3
 """Attempts, on different workers where there are several, after which a unit is given up."""
 
@@ -39,19 +41,77 @@ class OnNotice(Protocol):
     def __call__(self, text: str, event: str = "notice") -> None: ...
 
 
-class Executor(Protocol):
-    """Runs the units of a job, in any order, each until it has an outcome: `start`, `prepare`, `run`, `close`."""
+class UnitJob(Protocol):
+    """What is done with units of a store. Pickles, and is sent to each worker once."""
+
+    @property
+    def store(self) -> str: ...
+
+    @property
+    def storage_options(self) -> Mapping[str, object]: ...
+
+    @property
+    def receipts_name(self) -> str:
+        """What the work is called in metrics: a capture, or `scores`."""
+
+    def record_failure(self, unit: int, attempt: int, worker: str, error: str) -> None:
+        """Write down why a unit is given up, where its worker no longer can."""
+
+
+J = TypeVar("J", bound=UnitJob)
+J_contra = TypeVar("J_contra", bound=UnitJob, contravariant=True)
+R = TypeVar("R")
+
+
+class Worker(Protocol[J_contra]):
+    """Takes up a job, and then units of it, several at once from threads."""
+
+    @property
+    def name(self) -> str:
+        """Host and process."""
+
+    def begin(self, job: J_contra) -> None: ...
+
+    def run(self, unit: int, attempt: int) -> UnitReport:
+        """Compute and commit one unit; one that is committed already is left alone.
+
+        Raises
+        ------
+        ExtractionError
+            The unit cannot be computed; why is recorded in the store.
+        InterruptedRunError
+            `stop` was called.
+        StorageError, StoreError
+            The store cannot be reached, or is full: no unit's fault, and no other unit would fare better.
+        """
+
+    def stop(self) -> None:
+        """Make running and later calls of `run` end soon."""
+
+
+class Spec(Protocol[J_contra]):
+    """Makes workers."""
+
+    def make(self, threads: int) -> Worker[J_contra]:
+        """Return a worker that may use so many threads."""
+
+    def in_flight(self, threads: int) -> int:
+        """Return how many units such a worker has at once."""
+
+
+class Executor(Protocol[J]):
+    """Runs the units of a job, in any order, each until it has an outcome: `start`, `ask`, `run`, `close`."""
 
     description: str
     n_workers: int
 
-    def start(self, spec: WorkerSpec) -> None:
-        """Load the model into a first worker."""
+    def start(self, spec: Spec[J]) -> None:
+        """Make a first worker."""
 
-    def prepare(self, wish: PassWish, shape: CorpusShape) -> Prepared:
-        """Choose passes on the first worker."""
+    def ask(self, question: Callable[..., R], *arguments: object) -> R:
+        """Call a method of the workers' class on the first worker."""
 
-    def run(self, job: Job, units: Sequence[int], on_done: OnDone, on_notice: OnNotice) -> None:
+    def run(self, job: J, units: Sequence[int], on_done: OnDone, on_notice: OnNotice) -> None:
         """Run all units; each is tried again where it fails, up to `MOST_ATTEMPTS` times.
 
         Raises
@@ -66,10 +126,10 @@ class Executor(Protocol):
         """Let go of workers."""
 
 
-def run_unit(worker: UnitWorker, unit: int, attempt: int = 1) -> UnitOutcome:
-    """Extract one unit and turn its failure into an outcome."""
+def run_unit(worker: Worker[J], unit: int, attempt: int = 1) -> UnitOutcome:
+    """Run one unit and turn its failure into an outcome."""
     try:
-        return UnitOutcome(unit, worker.extract(unit, attempt), None)
+        return UnitOutcome(unit, worker.run(unit, attempt), None)
     except ExtractionError as error:
         return UnitOutcome(unit, None, str(error), error.final)
 
@@ -79,29 +139,37 @@ def available_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class LocalExecutor:
-    """One worker in this process; a second thread writes while the first computes."""
+def from_anywhere(units: Sequence[int]) -> list[int]:
+    """Return units in their order, from a random one on: two runs of one command then share the work between them."""
+    first = random.randrange(len(units))
+    return [*units[first:], *units[:first]]
+
+
+class LocalExecutor(Generic[J]):
+    """One worker in this process, with threads for the units that it has at once."""
 
     def __init__(self) -> None:
         self.description = "in this process"
         self.n_workers = 1
-        self._worker: UnitWorker | None = None
+        self._worker: Worker[J] | None = None
+        self._in_flight = 1
 
-    def start(self, spec: WorkerSpec) -> None:
-        self._worker = UnitWorker(replace(spec, threads=spec.threads or available_cpus()))
+    def start(self, spec: Spec[J]) -> None:
+        threads = available_cpus()
+        self._worker, self._in_flight = spec.make(threads), spec.in_flight(threads)
 
-    def prepare(self, wish: PassWish, shape: CorpusShape) -> Prepared:
-        return self._started().prepare(wish, shape)
+    def ask(self, question: Callable[..., R], *arguments: object) -> R:
+        return question(self._started(), *arguments)
 
-    def run(self, job: Job, units: Sequence[int], on_done: OnDone, on_notice: OnNotice) -> None:
+    def run(self, job: J, units: Sequence[int], on_done: OnDone, on_notice: OnNotice) -> None:
         worker = self._started()
         worker.begin(job)
         waiting = deque((unit, 1) for unit in units)
         running: dict[Future[UnitOutcome], int] = {}
-        with ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="unit") as pool:
+        with ThreadPoolExecutor(self._in_flight, thread_name_prefix="unit") as pool:
             try:
                 while waiting or running:
-                    while len(running) < IN_FLIGHT and waiting:
+                    while len(running) < self._in_flight and waiting:
                         unit, attempt = waiting.popleft()
                         running[pool.submit(run_unit, worker, unit, attempt)] = attempt
                     finished, _ = wait(running, return_when=FIRST_COMPLETED)
@@ -119,6 +187,6 @@ class LocalExecutor:
     def close(self) -> None:
         self._worker = None
 
-    def _started(self) -> UnitWorker:
+    def _started(self) -> Worker[J]:
         assert self._worker is not None
         return self._worker

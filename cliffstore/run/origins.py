@@ -15,7 +15,8 @@ from cliffstore.model.identity import ModelSource, find_model
 from cliffstore.model.sites import arrays_of, parse_layers
 from cliffstore.records import FINAL_NORM
 from cliffstore.run.captures import draft_capture
-from cliffstore.run.planning import Planned, plan_corpus
+from cliffstore.run.planned import Planned
+from cliffstore.run.planning import plan_corpus
 from cliffstore.run.progress import Reporter
 from cliffstore.schema import CaptureDocument, ModelIdentity, PlanDocument, ProbeDocument, model_key
 from cliffstore.store.objects import ObjectStore

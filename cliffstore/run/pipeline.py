@@ -11,12 +11,12 @@ from dataclasses import asdict, dataclass
 
 from cliffstore.access import check_url
 from cliffstore.analyze.cliff import CliffReport
-from cliffstore.analyze.score import ScoreReport
 from cliffstore.config import PipelineConfig, SelectConfig, check_name, parse_ranges
 from cliffstore.errors import ConfigError
 from cliffstore.publish.export import FORMATS, ExportReport
 from cliffstore.publish.selection import STRATEGIES, SelectionReport, check_top
 from cliffstore.run.progress import Reporter
+from cliffstore.run.scoring import ScoringReport
 from cliffstore.run.stages import ExtractReport, run_extraction
 from cliffstore.run.store import Store
 from cliffstore.schema import ProbeDocument
@@ -31,7 +31,7 @@ class PipelineReport:
 
     extract: ExtractReport
     probe: ProbeDocument
-    score: ScoreReport
+    score: ScoringReport
     cliff: CliffReport
     select: SelectionReport
     export: ExportReport
@@ -65,7 +65,7 @@ def run_pipeline(config: PipelineConfig, reporter: Reporter) -> PipelineReport:
     with Store(config.store, config.storage_options, reporter) as store:
         probe = store.fit_probe(**config.probe.model_dump(exclude=IN_STORE))
         reporter.stage(f"probe: {'; '.join(describe_probe(probe).splitlines())}")
-        scored = store.score(config.score.probe)
+        scored = store.score(**config.score.model_dump(exclude=IN_STORE))
         reporter.stage(f"score: {scored.tokens:,} tokens now, {scored.units_done_before} units had scores")
         ranked = store.cliff(config.cliff.probe)
         reporter.stage(f"cliff: {ranked.examples - ranked.without_thinking:,} examples with thinking ranked")
@@ -133,7 +133,7 @@ def check_pipeline(config: PipelineConfig) -> None:
         raise ConfigError(f"export.format {config.export.format!r} is not known: choose from {', '.join(FORMATS)}")
     probe, selection = config.probe.name, config.select.name
     for option, named, made in (
-        ("score.probe", config.score.probe, probe),
+        ("score.probe", ", ".join(config.score.probe), probe),
         ("cliff.probe", config.cliff.probe, probe),
         ("select.probe", config.select.probe, probe),
         ("export.selection", config.export.selection, selection),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 
+from cliffstore.analyze.score import ScoreJob
 from cliffstore.config import ExtractConfig
 from cliffstore.errors import ConfigError
+from cliffstore.extract.job import Job
 from cliffstore.model.loader import choose_device, device_count, gpu_memory, spread
 from cliffstore.run.executor import Executor, LocalExecutor
 
@@ -20,14 +22,13 @@ def check_placement(config: ExtractConfig) -> None:
     """
     if _wants_ray(config):
         return
-    if config.actors is not None and config.actors > 1:
-        raise ConfigError(f"--actors {config.actors} needs --executor ray: in this process there is one worker")
+    _check_one_worker(config.actors)
     choose_device(config.device)
     if config.gpus_per_actor > 1:
         spread(gpu_memory(), config.gpus_per_actor)
 
 
-def choose_executor(config: ExtractConfig) -> Executor:
+def choose_executor(config: ExtractConfig) -> Executor[Job]:
     """Return the executor that the configuration asks for.
 
     `auto` is Ray where RAY_ADDRESS names a cluster, or where this machine has GPUs for more than one worker.
@@ -37,6 +38,27 @@ def choose_executor(config: ExtractConfig) -> Executor:
     from cliffstore.run.ray_executor import RayExecutor
 
     return RayExecutor(config.actors, config.gpus_per_actor)
+
+
+def choose_scoring_executor(executor: str, actors: int | None) -> Executor[ScoreJob]:
+    """Return the executor that scores units; `auto` is Ray where RAY_ADDRESS names a cluster. GPUs are left to others.
+
+    Raises
+    ------
+    ConfigError
+        Several workers are asked for in this process, or the cluster has no room.
+    """
+    if not (executor == "ray" or (executor == "auto" and os.environ.get("RAY_ADDRESS"))):
+        _check_one_worker(actors)
+        return LocalExecutor()
+    from cliffstore.run.ray_executor import RayExecutor
+
+    return RayExecutor(actors, 0)
+
+
+def _check_one_worker(actors: int | None) -> None:
+    if actors is not None and actors > 1:
+        raise ConfigError(f"--actors {actors} needs --executor ray: in this process there is one worker")
 
 
 def _wants_ray(config: ExtractConfig) -> bool:

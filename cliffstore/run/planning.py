@@ -7,7 +7,6 @@ several processes. Nothing is written to the store before `write_plan`.
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,19 +21,21 @@ from cliffstore.access import check_url
 from cliffstore.config import ExtractConfig
 from cliffstore.corpus.scratch import new_folder
 from cliffstore.corpus.sources import read_corpus
-from cliffstore.corpus.template import RenderCounts, Renderer, ThinkMarkers, tokenizer_digest
-from cliffstore.errors import ConfigError, CorpusError, StoreError
+from cliffstore.corpus.template import RenderCounts
+from cliffstore.errors import CorpusError, StoreError
 from cliffstore.model.identity import ModelSource
 from cliffstore.plan.positions import Positions, parse_positions
-from cliffstore.plan.sorting import HELD, SortedExamples, members_of
-from cliffstore.plan.tables import TokenText, examples_table, tokens_table
-from cliffstore.plan.units import CHUNK_ROWS, Member, Survey, build_unit, pack, plan_digest, whole_chunks
-from cliffstore.records import PlannedUnit
+from cliffstore.plan.sorting import HELD, SortedExamples
+from cliffstore.plan.tables import TokenText
+from cliffstore.plan.units import CHUNK_ROWS, Survey, plan_digest, whole_chunks
 from cliffstore.run.executor import available_cpus
+from cliffstore.run.packing import write_units
 from cliffstore.run.parallel import BlockPool
-from cliffstore.run.places import claim, next_numbers, place_of, read_places
-from cliffstore.run.progress import Reporter
+from cliffstore.run.places import next_numbers, place_of, read_places
+from cliffstore.run.planned import Planned, find_plan
+from cliffstore.run.progress import Clock, Reporter
 from cliffstore.run.rendering import RenderSpec, RenderTask, forget_renderer, renderer_of
+from cliffstore.run.tokenizers import check_tokenizer, think_markers, tokenizer_identity
 from cliffstore.schema import (
     EXAMPLES,
     Chunking,
@@ -45,43 +46,8 @@ from cliffstore.schema import (
     PlanPlace,
     TokenizerIdentity,
 )
-from cliffstore.store.objects import ObjectStore
-from cliffstore.store.plans import PlanTables, PlanWriter, put_tables
+from cliffstore.store.plans import PlanTables, PlanWriter
 from cliffstore.store.reader import StoreReader
-from cliffstore.store.writer import commit_plan, create_manifest
-
-_SECONDS_BETWEEN_LINES = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class Planned:
-    """A plan, and its tables where they are not in the store yet.
-
-    Attributes
-    ----------
-    document : as it is, or will be, in the store
-    units : all its units, in order
-    manifest : of the store, or with which it begins
-    folder : local folder with the tables below it, which goes at the end of `with`; None where the store has the plan
-    """
-
-    document: PlanDocument
-    units: tuple[PlannedUnit, ...]
-    manifest: Manifest
-    place: PlanPlace | None = None
-    folder: tempfile.TemporaryDirectory[str] | None = None
-
-    @property
-    def tables(self) -> Path | None:
-        """Where the tables are, None where they are in the store."""
-        return Path(self.folder.name) / "plan" if self.folder is not None else None
-
-    def __enter__(self) -> Planned:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.folder is not None:
-            self.folder.cleanup()
 
 
 def plan_corpus(
@@ -112,7 +78,7 @@ def plan_corpus(
     for url in config.corpus:
         check_url(url)
     forget_renderer()  # its tokenizer may have changed on disk since
-    spec = RenderSpec(source, _markers(config), config.template_date, config.max_tokens or source.context)
+    spec = RenderSpec(source, think_markers(config), config.template_date, config.max_tokens or source.context)
     renderer = renderer_of(spec)
     identity = tokenizer_identity(source, renderer, config.template_date)
     if held is not None:
@@ -123,18 +89,6 @@ def plan_corpus(
     except BaseException:
         folder.cleanup()
         raise
-
-
-def tokenizer_identity(source: ModelSource, renderer: Renderer, template_date: str) -> TokenizerIdentity:
-    """Return what a store keeps of tokenizer and template."""
-    return TokenizerIdentity(
-        name=source.identity.name,
-        digest=tokenizer_digest(renderer.tokenizer),
-        template_digest=renderer.digest,
-        think_open=renderer.markers.open,
-        think_close=renderer.markers.close,
-        template_date=template_date,
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +124,7 @@ class _Planning:
                 raise CorpusError(
                     f"the corpus is no longer what {self.again} was made of (it would be {name}): give it as it was"
                 )
-            if self.again is None and self.held is not None and (there := _held_plan(self.held, name)) is not None:
+            if self.again is None and self.held is not None and (there := find_plan(self.held, name)) is not None:
                 self._tell_skipped(examples)
                 self.folder.cleanup()
                 return there
@@ -186,7 +140,7 @@ class _Planning:
     def _read(self, examples: SortedExamples) -> pa.Schema:
         """Read and render the corpus. Return the types of its further columns."""
         config, renderer = self.config, renderer_of(self.spec)
-        clock = _Clock(self.reporter)
+        clock = Clock(self.reporter)
         with BlockPool(available_cpus()) as pool:
             corpus = read_corpus(
                 config.corpus,
@@ -299,20 +253,12 @@ class _Planning:
         token_text: TokenText,
     ) -> Planned:
         """Write the plan's tables into the local folder."""
-        clock = _Clock(self.reporter)
+        clock = Clock(self.reporter)
         provenance = {"store_tokenizer": self.identity.digest, "plan": place.plan}
         folder = Path(self.folder.name) / "plan"
         writer = PlanWriter(folder, place.plan, pa.schema([*EXAMPLES, *extra_schema]), provenance)
-        units: list[PlannedUnit] = []
-        n_examples = 0
-        for members, rows in _units_of(examples, self.positions, unit_rows):
-            number, ordinal = place.first_unit + len(units), place.first_example + n_examples
-            unit = build_unit(number, ordinal, members, self.positions, unit_rows)
-            facts = unit.facts(place.plan, *writer.place())
-            writer.add(facts, examples_table(unit, rows, extra_schema), tokens_table(unit, token_text))
-            units.append(facts)
-            n_examples += len(members)
-            clock.tell(f"plan: {n_examples:,} of {examples.n_examples:,} examples in {len(units):,} units")
+        units = write_units(examples, self.positions, unit_rows, place, writer, extra_schema, token_text, clock.tell)
+        n_examples = sum(unit.n_examples for unit in units)
         written = writer.finish(examples.skipped_tables())
         document = PlanDocument(
             plan=place.plan,
@@ -349,47 +295,6 @@ class _Planning:
         )
 
 
-class _Clock:
-    """Says how far a long step is, from time to time."""
-
-    def __init__(self, reporter: Reporter) -> None:
-        self._reporter, self._last = reporter, time.monotonic()
-
-    def tell(self, text: str) -> None:
-        if time.monotonic() - self._last >= _SECONDS_BETWEEN_LINES:
-            self._last = time.monotonic()
-            self._reporter.stage(text)
-
-
-def _units_of(
-    examples: SortedExamples, positions: Positions, unit_rows: int
-) -> Iterator[tuple[list[Member], pa.Table]]:
-    """Yield the members of each unit, and the same examples as they are kept."""
-    waiting: list[pa.Table] = []
-
-    def members() -> Iterator[Member]:
-        for table in examples.tables():
-            waiting.append(table)
-            yield from members_of(table)
-
-    for unit in pack(members(), positions, unit_rows):
-        kept = pa.concat_tables(waiting)
-        waiting[:] = [kept.slice(len(unit))]
-        yield unit, kept.slice(0, len(unit))
-
-
-def _held_plan(held: StoreReader, name: str) -> Planned | None:
-    """Return a plan that the store has."""
-    document = next((plan for plan in held.plans() if plan.plan == name), None)
-    return held_plan(held, document) if document is not None else None
-
-
-def held_plan(held: StoreReader, document: PlanDocument) -> Planned:
-    """Return a plan of a store with its units."""
-    units = PlanTables(held.objects, [document.plan]).units
-    return Planned(document, tuple(units.values()), held.manifest)
-
-
 def _held_examples(held: StoreReader | None, plans: Iterable[str]) -> Iterator[pa.Table]:
     """Yield ids and digests of the examples of some plans, a unit at a time."""
     assert held is not None
@@ -398,47 +303,7 @@ def _held_examples(held: StoreReader | None, plans: Iterable[str]) -> Iterator[p
         yield tables.examples(unit, ["id", "digest"])
 
 
-def check_tokenizer(url: str, manifest: Manifest, identity: TokenizerIdentity) -> None:
-    """Raise `StoreError` unless the store was made with the same tokenizer and template."""
-    held = manifest.tokenizer
-    check_tokens(url, manifest, identity.digest, identity.name)
-    if held.template_digest != identity.template_digest:
-        raise StoreError(
-            f"store {url} was made with another chat template, thinking markers or template date "
-            f"(markers {held.think_open!r} {held.think_close!r}, date {held.template_date}): "
-            "give the same, or another --store"
-        )
-
-
-def check_tokens(url: str, manifest: Manifest, digest: str, name: str) -> None:
-    """Raise `StoreError` unless the store was made with this tokenizer, whatever the template."""
-    if manifest.tokenizer.digest != digest:
-        raise StoreError(
-            f"store {url} was made with another tokenizer (that of {manifest.tokenizer.name}), not that of {name}: "
-            "give another --store"
-        )
-
-
-def write_plan(objects: ObjectStore, planned: Planned) -> None:
-    """Begin the store where there is none, and write the plan unless it is there already."""
-    if planned.place is None:
-        return
-    create_manifest(objects, planned.manifest)
-    claim(objects, planned.place)
-    assert planned.tables is not None
-    put_tables(objects, planned.document.plan, planned.tables, planned.document.tables)
-    commit_plan(objects, planned.document)
-
-
 def count_reasons(reasons: Mapping[str, int]) -> str:
     """Return '2 empty prompt, 1 bad row', most frequent first."""
     ordered = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{count} {reason}" for reason, count in ordered)
-
-
-def _markers(config: ExtractConfig) -> ThinkMarkers | None:
-    if config.think_open is None and config.think_close is None:
-        return None
-    if config.think_open is None or config.think_close is None:
-        raise ConfigError("give --think-open and --think-close together")
-    return ThinkMarkers(config.think_open, config.think_close)

@@ -191,3 +191,15 @@ def choose_reporter() -> Reporter:
 
         return EventReporter()
     return TerminalReporter() if sys.stderr.isatty() else LineReporter()
+
+
+class Clock:
+    """Says how far a long step is, from time to time."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter, self._last = reporter, time.monotonic()
+
+    def tell(self, text: str) -> None:
+        if time.monotonic() - self._last >= _SECONDS_BETWEEN_LINES:
+            self._last = time.monotonic()
+            self._reporter.stage(text)

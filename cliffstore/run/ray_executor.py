@@ -1,7 +1,7 @@
 """Units on a Ray cluster: the actor around a worker, and what the cluster has room for. `ray_pool` works with them,
 `ray_metrics` counts, `ray_tasks` runs functions without a model; no other module imports ray.
 
-Only the worker's spec, the job and unit numbers travel through Ray; corpora and vectors go between a worker and the
+Only the workers' spec, the job and unit numbers travel through Ray; corpora and vectors go between a worker and the
 store.
 """
 
@@ -10,21 +10,16 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic
 
 import ray
 
 from cliffstore.errors import ConfigError, InterruptedRunError
-from cliffstore.extract.calibration import CorpusShape, PassWish
-from cliffstore.extract.job import Job, Prepared, WorkerSpec
-from cliffstore.extract.unit import UnitWorker
-from cliffstore.run.executor import IN_FLIGHT, OnDone, OnNotice, UnitOutcome, run_unit
+from cliffstore.run.executor import J, OnDone, OnNotice, R, Spec, UnitOutcome, run_unit
 from cliffstore.run.ray_metrics import RunMetrics
 from cliffstore.run.ray_pool import Actor, RayPool, result_of
-from cliffstore.schema import UnitError
-from cliffstore.store import receipts
-from cliffstore.store.objects import ObjectStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,17 +31,17 @@ class ActorShare:
     gpus: float
 
 
-class UnitActor:
+class UnitActor(Generic[J]):
     """Wraps a worker for Ray."""
 
-    def __init__(self, spec: WorkerSpec) -> None:
-        self._worker = UnitWorker(spec)
+    def __init__(self, spec: Spec[J], threads: int) -> None:
+        self._worker = spec.make(threads)
 
-    def prepare(self, wish: PassWish, shape: CorpusShape) -> Prepared:
-        """Choose passes."""
-        return self._worker.prepare(wish, shape)
+    def ask(self, question: Callable[..., R], *arguments: object) -> R:
+        """Call a method of the worker's class on it."""
+        return question(self._worker, *arguments)
 
-    def begin(self, job: Job) -> str:
+    def begin(self, job: J) -> str:
         """Take up a job; return the worker's name."""
         self._worker.begin(job)
         return self._worker.name
@@ -56,13 +51,13 @@ class UnitActor:
         return run_unit(self._worker, unit, attempt)
 
 
-class RayExecutor:
+class RayExecutor(Generic[J]):
     """Runs units on the cluster that RAY_ADDRESS names, or on a Ray started here.
 
     Parameters
     ----------
     actors : workers; by default one for every `gpus_per_actor` GPUs, or one a node where there is no GPU
-    gpus_per_actor : GPUs that one copy of the model is spread over
+    gpus_per_actor : GPUs that one copy of the model is spread over; 0 for work that needs none
     """
 
     def __init__(self, actors: int | None = None, gpus_per_actor: int = 1) -> None:
@@ -80,17 +75,19 @@ class RayExecutor:
         self._fixed = actors and self.share.actors
         self._actors: list[Actor] = []
 
-    def start(self, spec: WorkerSpec) -> None:
-        self._spec = replace(spec, threads=spec.threads or max(int(self.share.cpus), 1))
+    def start(self, spec: Spec[J]) -> None:
+        self._spec, self._threads = spec, max(int(self.share.cpus), 1)
+        self._in_flight = spec.in_flight(self._threads)
         self._actors = [self._actor()]
 
-    def prepare(self, wish: PassWish, shape: CorpusShape) -> Prepared:
-        prepared: Prepared = result_of(self._actors[0].prepare.remote(wish, shape))
-        return prepared
+    def ask(self, question: Callable[..., R], *arguments: object) -> R:
+        answer: R = result_of(self._actors[0].ask.remote(question, *arguments))
+        return answer
 
-    def run(self, job: Job, units: Sequence[int], on_done: OnDone, on_notice: OnNotice) -> None:
+    def run(self, job: J, units: Sequence[int], on_done: OnDone, on_notice: OnNotice) -> None:
         def record(outcome: UnitOutcome, attempt: int, worker: str) -> None:
-            _record_death(job, outcome, attempt, worker)
+            # The worker died of its unit, and cannot write down why that is given up.
+            job.record_failure(outcome.unit, attempt, worker, outcome.error or "")
 
         metrics = RunMetrics(job, len(units))
 
@@ -98,7 +95,9 @@ class RayExecutor:
             metrics.take(outcome)
             on_done(outcome)
 
-        pool = RayPool(self._actors[0], self._actor, self._wanted, ray.put(job), done, on_notice, record)
+        pool = RayPool(
+            self._actors[0], self._actor, self._wanted, ray.put(job), done, on_notice, record, in_flight=self._in_flight
+        )
         try:
             pool.run(units)
         except KeyboardInterrupt:
@@ -122,20 +121,12 @@ class RayExecutor:
         remote = ray.remote(UnitActor).options(
             num_cpus=self.share.cpus,
             num_gpus=self.share.gpus,
-            max_concurrency=IN_FLIGHT,
+            max_concurrency=self._in_flight,
             max_restarts=0,
             max_task_retries=0,
             scheduling_strategy="SPREAD",
         )
-        return remote.remote(self._spec)
-
-
-def _record_death(job: Job, outcome: UnitOutcome, attempt: int, worker: str) -> None:
-    """Write down for a worker why its unit is given up, since it died of it."""
-    error = UnitError(
-        capture=job.receipts_name, unit=outcome.unit, attempt=attempt, worker=worker, error=outcome.error or ""
-    )
-    receipts.record_error(ObjectStore(job.store, job.storage_options), error)
+        return remote.remote(self._spec, self._threads)
 
 
 def places(nodes: Sequence[dict[str, object]], share: ActorShare) -> int:
@@ -154,7 +145,7 @@ def share_out(nodes: Sequence[dict[str, object]], actors: int | None, gpus_per_a
     ----------
     nodes : as `ray.nodes()` gives them
     actors : number of actors asked for, None for the default
-    gpus_per_actor : GPUs of one actor, all on one node
+    gpus_per_actor : GPUs of one actor, all on one node; with 0, GPUs are left to others
 
     Raises
     ------
@@ -164,7 +155,7 @@ def share_out(nodes: Sequence[dict[str, object]], actors: int | None, gpus_per_a
     alive = [node["Resources"] for node in nodes if node["Alive"]]
     cpus = [int(resources.get("CPU", 0)) for resources in alive if isinstance(resources, dict)]
     gpus = [int(resources.get("GPU", 0)) for resources in alive if isinstance(resources, dict)]
-    if sum(gpus):
+    if sum(gpus) and gpus_per_actor:
         places = sum(count // gpus_per_actor for count in gpus)
         if not places:
             raise ConfigError(

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from ray.util.metrics import Counter, Gauge
 
-from cliffstore.extract.job import Job
-from cliffstore.run.executor import UnitOutcome
+from cliffstore.run.executor import UnitJob, UnitOutcome
 from cliffstore.run.progress import Piece, Tally
 
 TAGS = ("store", "capture")
@@ -23,7 +22,7 @@ class RunMetrics:
     units : how many the run has
     """
 
-    def __init__(self, job: Job, units: int) -> None:
+    def __init__(self, job: UnitJob, units: int) -> None:
         self._tally = Tally(units, 0)
         tags = {"store": job.store, "capture": job.receipts_name}
         counters = (

@@ -1,6 +1,6 @@
 """A pool of Ray actors and the units that it works through, until each unit has an outcome.
 
-Workers and nodes may come and go meanwhile: an actor is given units only once it has loaded its model, a lost one is
+Workers and nodes may come and go meanwhile: an actor is given units only once it is ready, a lost one is
 replaced and its units go back in the queue, and a unit that fails on three different workers is given up while the
 others go on. Only unit numbers and short reports travel.
 """
@@ -16,7 +16,7 @@ from typing import Any
 import ray
 
 from cliffstore.errors import CliffstoreError, UserError
-from cliffstore.run.executor import IN_FLIGHT, MOST_ATTEMPTS, OnDone, OnNotice, UnitOutcome
+from cliffstore.run.executor import MOST_ATTEMPTS, OnDone, OnNotice, UnitOutcome
 
 _LOOK_SECONDS = 2.0
 """How often the cluster is looked at for nodes that have joined."""
@@ -48,16 +48,20 @@ class _Member:
     """An actor of the pool. `name` is known once it is ready."""
 
     actor: Actor
+    in_flight: int
     name: str | None = None
     running: dict[ray.ObjectRef, _Task] = field(default_factory=dict)
 
-    def can_take(self, task: _Task) -> bool:
-        if self.name is None or self.name in task.failed_on:
-            return False
-        if task.is_suspect:
-            return not self.running
+    @property
+    def has_room(self) -> bool:
+        """Whether it may have one more unit beside those that it has; a suspect stays alone."""
         alone = any(other.is_suspect for other in self.running.values())
-        return len(self.running) < IN_FLIGHT and not alone
+        return self.name is not None and len(self.running) < self.in_flight and not alone
+
+    def can_take(self, task: _Task) -> bool:
+        if not self.has_room or self.name in task.failed_on:
+            return False
+        return not task.is_suspect or not self.running
 
 
 class RayPool:
@@ -69,6 +73,7 @@ class RayPool:
     make_actor : starts one more
     wanted : how many actors the cluster has room for now
     job : reference to the job, sent to each actor once
+    in_flight : units that an actor has at once
     """
 
     def __init__(
@@ -80,7 +85,10 @@ class RayPool:
         on_done: OnDone,
         on_notice: OnNotice,
         on_quarantine: OnQuarantine,
+        *,
+        in_flight: int = 2,
     ) -> None:
+        self._in_flight = in_flight
         self._make_actor, self._wanted, self._job = make_actor, wanted, job
         self._on_done, self._on_notice, self._on_quarantine = on_done, on_notice, on_quarantine
         self._members: list[_Member] = []
@@ -117,7 +125,7 @@ class RayPool:
                 self._take(reference)
 
     def _begin(self, actor: Actor) -> None:
-        member = _Member(actor)
+        member = _Member(actor, self._in_flight)
         self._members.append(member)
         self._starting[actor.begin.remote(self._job)] = member
 
@@ -135,6 +143,8 @@ class RayPool:
 
     def _hand_out(self) -> None:
         for _ in range(len(self._waiting)):
+            if not any(member.has_room for member in self._members):
+                return  # not each of many units is looked at whenever one ends
             task = self._waiting.popleft()
             able = [member for member in self._members if member.can_take(task)]
             if not able:
@@ -237,7 +247,7 @@ class RayPool:
             self._seen_at = now
         elif now - self._seen_at >= _LONELY_SECONDS:
             self._seen_at = now
-            self._on_notice("no worker is there yet: they are loading the model, or wait for room on the cluster")
+            self._on_notice("no worker is there yet: they are starting, or wait for room on the cluster")
 
 
 def reason_of(error: BaseException) -> str:

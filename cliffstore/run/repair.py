@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from typing import ParamSpec
 
 from cliffstore.analyze.cliff import rank_cliffs
-from cliffstore.analyze.score import score_units
 from cliffstore.errors import CliffstoreError, CorpusError, InterruptedRunError, ProbeError
 from cliffstore.publish.selection import select_examples
 from cliffstore.run.origins import Origins, extraction_of, scoring_of, tables_again
 from cliffstore.run.places import units_placed
-from cliffstore.run.progress import Piece, Reporter
+from cliffstore.run.progress import Reporter
+from cliffstore.run.scoring import score_store
 from cliffstore.run.stages import run_extraction
 from cliffstore.run.verification import verify
 from cliffstore.schema import CliffsDocument, PlanDocument, SelectionDocument
@@ -191,14 +191,7 @@ class _Repair:
         for unit in sorted(units):
             self.objects.delete(layout.scores_receipt(name, unit))
         if stored := units - live:
-            score_units(
-                self._reader(),
-                name,
-                lambda total: self.reporter.begin("score", total),
-                lambda tokens: self.reporter.advance(Piece(tokens)),
-                stored,
-            )
-            self.reporter.end()
+            score_store(self._reader(), [name], self.reporter, executor=self.origins.executor, units=stored)
         if config is not None:
             run_extraction(config, self.reporter, live)
 

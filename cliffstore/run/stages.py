@@ -5,25 +5,26 @@ Everything that can be wrong with the input is found before anything is written.
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
 from cliffstore.config import ExtractConfig, load_config
-from cliffstore.errors import ExtractionError, InterruptedRunError
+from cliffstore.errors import InterruptedRunError
 from cliffstore.extract.calibration import PassWish
-from cliffstore.extract.job import Job, UnitReport, WorkerSpec
+from cliffstore.extract.job import Job, WorkerSpec
+from cliffstore.extract.unit import UnitWorker
 from cliffstore.model.identity import ModelSource, find_model
 from cliffstore.model.sites import arrays_of, parse_layers
 from cliffstore.records import RESID_POST
 from cliffstore.run.captures import CaptureDraft, choose_dtype, draft_capture, find_held
 from cliffstore.run.estimate import confirm, corpus_shape, estimate
-from cliffstore.run.executor import Executor, UnitOutcome
+from cliffstore.run.executor import Executor, from_anywhere
 from cliffstore.run.live_probes import FoundProbe, arrays_to_read, bring_probes, find_probes, units_done
+from cliffstore.run.outcomes import Outcomes
 from cliffstore.run.placement import check_placement, choose_executor
 from cliffstore.run.places import units_placed
-from cliffstore.run.progress import LineReporter, Piece, Reporter
+from cliffstore.run.progress import LineReporter, Reporter
 from cliffstore.run.work import Work, find_work
 from cliffstore.schema import CaptureDocument, PassSettings
 from cliffstore.store import documents, receipts
@@ -121,7 +122,8 @@ def run_extraction(config: ExtractConfig, reporter: Reporter, units: Collection[
         reporter.stage(work.describe())
         done = goal.done(objects) if held is not None else set()
         pending = [unit.unit for unit in work.units if unit.unit not in done and (units is None or unit.unit in units)]
-        run = _Run(config, reporter, source, goal, work, pending, seconds_planning=time.monotonic() - begun)
+        outcomes = Outcomes(reporter)
+        run = _Run(config, reporter, source, goal, work, pending, outcomes, seconds_planning=time.monotonic() - begun)
         if not pending:
             reporter.stage(f"extract: all {len(work.units)} units are stored already, nothing to do")
             return run.report("none")
@@ -176,15 +178,14 @@ class _Run:
     goal: _Goal
     work: Work
     pending: list[int]
+    outcomes: Outcomes
     seconds_planning: float
     seconds_loading: float = 0.0
     seconds_preparing: float = 0.0
     seconds: float = 0.0
     passes: PassSettings | None = None
-    found: list[UnitReport] = field(default_factory=list)
-    errors: list[str] = field(default_factory=list)
 
-    def prepare(self, executor: Executor) -> Job:
+    def prepare(self, executor: Executor[Job]) -> Job:
         """Load the model, choose passes, say what it will take, and only then begin to write."""
         begun = time.monotonic()
         config, goal = self.config, self.goal
@@ -206,8 +207,8 @@ class _Run:
             tokens=config.pass_tokens,
             held=goal.held.passes if goal.held else None,
         )
-        prepared = executor.prepare(wish, corpus_shape(units, self.work.tokens))
-        self._tell(prepared.notices)
+        prepared = executor.ask(UnitWorker.prepare, wish, corpus_shape(units, self.work.tokens))
+        self.outcomes.tell(prepared.notices)
         self.reporter.stage(prepared.summary)
         workers = min(executor.n_workers, len(units))
         specs = [] if goal.probes else goal.draft.specs
@@ -248,7 +249,7 @@ class _Run:
             if units_placed(objects) == n_units:
                 return capture
 
-    def extract(self, executor: Executor, job: Job) -> None:
+    def extract(self, executor: Executor[Job], job: Job) -> None:
         """Run the pending units."""
         total, done_before = len(self.work.units), len(self.work.units) - len(self.pending)
         resumed = f", {done_before} stored already" if done_before else ""
@@ -256,7 +257,7 @@ class _Run:
         self.reporter.begin("extract", total, done_before)
         begun = time.monotonic()
         try:
-            executor.run(job, _from_anywhere(self.pending), self._on_done, self.reporter.notice)
+            executor.run(job, from_anywhere(self.pending), self.outcomes.take, self.reporter.notice)
         except InterruptedRunError:
             done = self.goal.done(ObjectStore(self.config.store, self.config.storage_options))
             kept = len(done & {unit.unit for unit in self.work.units})
@@ -266,25 +267,7 @@ class _Run:
         finally:
             self.reporter.end()
         self.seconds = time.monotonic() - begun
-        if self.errors:
-            raise ExtractionError(
-                f"{len(self.errors)} of {total} units failed, the others are stored "
-                f"(SELECT unit, error FROM units WHERE error IS NOT NULL); the first: {self.errors[0]}"
-            )
-
-    def _on_done(self, outcome: UnitOutcome) -> None:
-        if outcome.report is not None:
-            self.found.append(outcome.report)
-            self._tell(outcome.report.notices)
-        else:
-            self.errors.append(outcome.error or f"unit {outcome.unit} failed")
-            self._tell((self.errors[-1],))
-        done = outcome.report
-        self.reporter.advance(Piece(done.n_tokens, done.bytes) if done else Piece(failed=True))
-
-    def _tell(self, notices: Sequence[str]) -> None:
-        for notice in notices:
-            self.reporter.notice(notice)
+        self.outcomes.check(total)
 
     def report(self, executor: str) -> ExtractReport:
         """Return what the run found and did."""
@@ -299,9 +282,9 @@ class _Run:
             rows=work.n_rows,
             units=len(work.units),
             units_done_before=len(work.units) - len(self.pending),
-            units_done_now=len(self.found),
-            units_failed=len(self.errors),
-            bytes=sum(report.bytes for report in self.found),
+            units_done_now=len(self.outcomes.found),
+            units_failed=len(self.outcomes.errors),
+            bytes=sum(report.bytes for report in self.outcomes.found),
             seconds=round(self.seconds, 3),
             executor=executor,
             seconds_planning=round(self.seconds_planning, 3),
@@ -309,9 +292,3 @@ class _Run:
             seconds_preparing=round(self.seconds_preparing, 3),
             passes=self.passes.model_dump() if self.passes else None,
         )
-
-
-def _from_anywhere(units: Sequence[int]) -> list[int]:
-    """Return units in their order, from a random one on: two runs of one command then share the work between them."""
-    first = random.randrange(len(units))
-    return [*units[first:], *units[:first]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import fields
 from types import TracebackType
@@ -10,6 +10,7 @@ from types import TracebackType
 import duckdb
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from cliffstore.access import scheme_of
 from cliffstore.analyze.cliff import CliffReport, rank_cliffs
@@ -18,7 +19,6 @@ from cliffstore.analyze.inputs import find_inputs
 from cliffstore.analyze.labels import ProbeSettings
 from cliffstore.analyze.large import returned_memory
 from cliffstore.analyze.probe import SMALL, fit_probe, size_of
-from cliffstore.analyze.score import ScoreReport, score_units
 from cliffstore.config import ProbeConfig, check_name
 from cliffstore.errors import ConfigError, ProbeError
 from cliffstore.publish.export import ExportReport, export_selection
@@ -27,14 +27,18 @@ from cliffstore.run.directions import as_vector, write_direction
 from cliffstore.run.origins import Origins
 from cliffstore.run.progress import LineReporter, Piece, Reporter
 from cliffstore.run.repair import RepairReport, repair_store
+from cliffstore.run.scoring import ScoringReport, score_store
 from cliffstore.run.tasks import open_tasks
 from cliffstore.run.verification import verify
 from cliffstore.schema import ProbeDocument
 from cliffstore.settings import read_config
 from cliffstore.store import layout, receipts
-from cliffstore.store.catalog import Catalog
+from cliffstore.store.activations import Activations, find_activations
+from cliffstore.store.catalog import Catalog, Parameters, arrow_table
 from cliffstore.store.probes import keep_copies, list_probes, read_probe, write_probe
 from cliffstore.store.reader import StoreReader, compact_ranges
+from cliffstore.store.results import Batches
+from cliffstore.store.session import QueryLimits
 from cliffstore.store.verify import VerifyReport
 from cliffstore.store.writer import capture_specs
 
@@ -47,6 +51,7 @@ class Store:
     url : path or fsspec URL
     storage_options : handed to fsspec (endpoint, credentials ...)
     reporter : told of progress and notices; log lines on standard error by default
+    limits : what SQL may use: memory, seconds a statement, anything outside the store
 
     Raises
     ------
@@ -55,11 +60,18 @@ class Store:
     """
 
     def __init__(
-        self, url: str, storage_options: Mapping[str, object] | None = None, reporter: Reporter | None = None
+        self,
+        url: str,
+        storage_options: Mapping[str, object] | None = None,
+        reporter: Reporter | None = None,
+        limits: QueryLimits | None = None,
     ) -> None:
         self.reader = StoreReader(url, storage_options)
         self._reporter = reporter or LineReporter()
+        self._limits = limits
         self._catalog: Catalog | None = None
+        self._attached: dict[str, StoreReader] = {}
+        self._registered: dict[str, pa.Table] = {}
 
     def __enter__(self) -> Store:
         return self
@@ -78,30 +90,147 @@ class Store:
     def refresh(self) -> None:
         """Forget what was listed, so that the next query sees what was committed meanwhile."""
         self.close()
-        self.reader = StoreReader(self.reader.url, self.reader.objects.storage_options)
+        self.reader = _read_again(self.reader)
+        self._attached = {name: _read_again(reader) for name, reader in self._attached.items()}
 
     @property
     def catalog(self) -> Catalog:
         """The SQL catalog, opened on first use."""
         if self._catalog is None:
-            self._catalog = Catalog(self.reader)
+            catalog = Catalog(self.reader, self._limits)
+            try:
+                for name, reader in self._attached.items():
+                    catalog.attach(name, reader)
+                for name, table in self._registered.items():
+                    catalog.register(name, table)
+            except BaseException:
+                catalog.close()
+                raise
+            self._catalog = catalog
         return self._catalog
 
-    def sql(self, statement: str) -> duckdb.DuckDBPyRelation:
+    def attach(self, name: str, store: str | Store, storage_options: Mapping[str, object] | None = None) -> None:
+        """Let SQL read another store too: `<name>.tokens`, `<name>.resid_post(row, layer)` and so on.
+
+        Parameters
+        ----------
+        name : of the schema that its views and functions are in
+        store : a URL, or a store that is open
+        storage_options : by default this store's, where both URLs have the same scheme
+
+        Raises
+        ------
+        QueryError
+            The name cannot be one in SQL, or is taken.
+        StoreError
+            There is no store at the URL.
+        """
+        if isinstance(store, Store):
+            reader = store.reader
+        else:
+            options = self.storage_options_for(store) if storage_options is None else storage_options
+            reader = StoreReader(store, options)
+        self.catalog.attach(name, reader)
+        self._attached[name] = reader
+
+    def storage_options_for(self, url: str) -> Mapping[str, object]:
+        """Return this store's storage options for another URL of the same scheme, none for one of another."""
+        own = self.reader.objects
+        return own.storage_options if scheme_of(url) == scheme_of(own.url) else {}
+
+    def register(self, name: str, table: object) -> None:
+        """Let SQL read an Arrow table, or what Arrow can read as one (pandas, polars, a dict of arrays), by a name.
+
+        Raises
+        ------
+        QueryError
+            The name cannot be one in SQL, or is taken by a view; or Arrow cannot read the table.
+        """
+        held = arrow_table(name, table)
+        self.catalog.register(name, held)
+        self._registered[name] = held
+
+    def sql(self, statement: str, parameters: Parameters = None) -> duckdb.DuckDBPyRelation:
         """Run a statement; return a DuckDB relation: `.df()`, `.pl()`, `.arrow()`, `.fetchall()`, `.show()`.
+
+        The result is in memory; see `batches` for one that is not.
+
+        Parameters
+        ----------
+        parameters : for `?` and `$1` a sequence, for `$name` a mapping
 
         Raises
         ------
         UserError
             The statement is malformed, or asks for what the store does not hold.
+        QueryStoppedError
+            A limit was reached.
         """
-        return self.catalog.relation(statement)
+        return self.catalog.relation(statement, parameters)
+
+    def batches(self, statement: str, rows: int | None = None, parameters: Parameters = None) -> Batches:
+        """Run a statement and return its result as Arrow record batches, in bounded memory.
+
+        Read it to its end or use it as a context manager. Other statements may run meanwhile. A batch is never given
+        where a function or storage has failed for it: the error is raised instead.
+
+        Parameters
+        ----------
+        rows : of a batch, at most; if it is not said, 65,536, or as many as hold 64 MiB of vectors
+
+        Raises
+        ------
+        UserError, QueryStoppedError
+            As for `sql`; also while batches are read.
+        """
+        return self.catalog.batches(statement, rows, parameters)
 
     def vectors(
         self, site: str, layer: int, rows: npt.NDArray[np.int64], model: str | None = None
     ) -> npt.NDArray[np.float32]:
         """Return the vectors of rows as float32 [N, d_model]. Raises `StoreError` where one is not extracted."""
         return self.reader.vectors(site, layer, np.asarray(rows, dtype=np.int64), model)
+
+    def activations(
+        self,
+        site: str,
+        layer: int,
+        *,
+        where: str | None = None,
+        model: str | None = None,
+        columns: Sequence[str] = ("label",),
+        order: str = "example, position",
+        limit: int | None = None,
+    ) -> Activations:
+        """Return the activations of the (example, position) pairs that satisfy a condition; no vector is read yet.
+
+        Pairs that are not extracted are left out, with a notice that counts them.
+
+        Parameters
+        ----------
+        where : SQL condition over `tokens t JOIN examples e`, such as "to_decision = 0 AND label = '1'"; all by default
+        columns : of `tokens` and `examples`, beside `example`, `id`, `position`, `to_decision`, `segment` and `row`
+        order : SQL, as after ORDER BY
+        limit : the first lines only
+
+        Raises
+        ------
+        StoreError
+            The layer is not captured, or no pair is left.
+        QueryError
+            Condition, column or order is malformed.
+        """
+        return find_activations(
+            self.catalog,
+            site,
+            layer,
+            where=where,
+            model=model,
+            columns=columns,
+            order=order,
+            limit=limit,
+            notice=self._reporter.notice,
+        )
 
     def info(self) -> dict[str, object]:
         """Return what the store holds, as plain values."""
@@ -269,19 +398,18 @@ class Store:
         """Open another store, with this one's storage options where it has the same scheme."""
         return Catalog(StoreReader(url, self._options_for(url)))
 
-    def score(self, probe: str) -> ScoreReport:
-        """Score every extracted token that has no score of this probe yet."""
-        report = score_units(
-            self.reader,
-            probe,
-            lambda total: self._reporter.begin("score", total),
-            lambda tokens: self._reporter.advance(Piece(tokens)),
-        )
-        self._reporter.end()
-        if report.units_missing:
-            self._reporter.notice(f"{report.units_missing} units are not extracted yet and have no scores")
-        self.refresh()
-        return report
+    def score(self, probe: str | Sequence[str], *, executor: str = "auto", actors: int | None = None) -> ScoringReport:
+        """Score every extracted token that has no score of these probes yet; see `run.scoring.score_store`.
+
+        Parameters
+        ----------
+        probe : one name or several; `all` means every probe of the store
+        """
+        names = [probe] if isinstance(probe, str) else list(probe)
+        try:
+            return score_store(self.reader, names, self._reporter, executor=executor, actors=actors)
+        finally:
+            self.refresh()
 
     def cliff(self, probe: str) -> CliffReport:
         """Rank examples by cliff; the result is the view `cliffs`."""
@@ -354,6 +482,10 @@ class Store:
             known = ", ".join(sorted(ranked)) or "none yet; run `cliffstore cliff`"
             raise ProbeError(f"say which probe with --probe; probes with cliffs: {known}")
         return str(ranked[0])
+
+
+def _read_again(reader: StoreReader) -> StoreReader:
+    return StoreReader(reader.url, reader.objects.storage_options)
 
 
 def probe_settings(config: ProbeConfig) -> ProbeSettings:

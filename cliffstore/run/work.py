@@ -12,8 +12,10 @@ from cliffstore.errors import ConfigError
 from cliffstore.model.identity import ModelSource
 from cliffstore.model.loader import load_tokenizer
 from cliffstore.records import PlannedUnit
-from cliffstore.run.planning import Planned, check_tokens, held_plan, plan_corpus, write_plan
+from cliffstore.run.planned import Planned, held_plan, write_plan
+from cliffstore.run.planning import plan_corpus
 from cliffstore.run.progress import Reporter
+from cliffstore.run.tokenizers import check_tokens
 from cliffstore.schema import Manifest
 from cliffstore.store import layout, tables
 from cliffstore.store.objects import ObjectStore
@@ -43,7 +45,7 @@ class Work:
 
     def __exit__(self, *_: object) -> None:
         for planned in self.planned:
-            planned.__exit__()
+            planned.close()
 
     @property
     def units(self) -> list[PlannedUnit]:

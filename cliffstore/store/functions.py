@@ -8,7 +8,6 @@ a fixed number of arguments, so each public name is a macro over one function th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import wraps
 
 import duckdb
 import numpy as np
@@ -19,75 +18,80 @@ from cliffstore.records import FINAL_NORM
 from cliffstore.store import vector_columns
 from cliffstore.store.arrays import ArraySpec
 from cliffstore.store.reader import StoreReader
-from cliffstore.store.vector_columns import Column
+from cliffstore.store.running import FailedCalls
 from cliffstore.store.writer import capture_specs
 
 
-class FailedCalls:
-    """The first error of a function that DuckDB called.
+class Functions:
+    """What creates the functions of a catalog. Call `Running.check` after each statement."""
 
-    An exception that leaves a Python function inside DuckDB may end the process when it is freed on one of DuckDB's
-    own threads. So functions never raise: they note the error, give NULL, and whoever ran the statement calls `check`.
-    """
+    def __init__(self, connection: duckdb.DuckDBPyConnection, failed: FailedCalls) -> None:
+        self._connection, self._failed = connection, failed
+        self._widths: set[int] = set()
+        self._cursors: list[duckdb.DuckDBPyConnection] = []
 
-    def __init__(self) -> None:
-        self._first: Exception | None = None
+    def register(self, reader: StoreReader, schema: str = "main") -> None:
+        """Create the functions of everything that a store holds, in a schema of SQL."""
+        inside = "_" if schema == "main" else f"_{schema}."
 
-    def guard(self, function: Callable[..., pa.Array], gives: pa.DataType) -> Callable[..., pa.Array]:
-        """Return a function of the same arguments that notes its errors."""
+        def create(name: str, function: Callable[..., pa.Array], takes: list[str], width: int | None) -> None:
+            gives = pa.float32() if width is None else pa.list_(pa.float32(), width)
+            sql_type = "FLOAT" if width is None else f"FLOAT[{width}]"
+            self._create(self._connection, inside + name, self._failed.guard(function, gives), takes, sql_type)
 
-        @wraps(function)
-        def guarded(*columns: Column) -> pa.Array:
-            if self._first is None:
-                try:
-                    return function(*columns)
-                except Exception as error:  # noqa: BLE001  # raised again by `check`, see above
-                    self.note(error)
-            return pa.nulls(len(columns[0]), gives)
+        def macro(name: str, *forms: tuple[str, str]) -> None:
+            variants = ", ".join(f'({takes}) AS "{inside}{name}"({gives})' for takes, gives in forms)
+            self._connection.execute(f'CREATE MACRO "{schema}"."{name}" {variants}')
 
-        return guarded
+        specs = [spec for capture in reader.captures() for spec in capture_specs(capture)]
+        widths = {spec.site: int(np.prod(spec.row_shape)) for spec in specs}
+        model = reader.default_alias().replace("'", "''")
+        for site, width in widths.items():
+            create(site, vector_columns.gather(reader, site, width), ["BIGINT", "INTEGER", "VARCHAR"], width)
+            last = _only_layer(specs, site)
+            macro(
+                site,
+                *([("row_number", f"row_number, {last}, '{model}'")] if last is not None else []),
+                ("row_number, layer", f"row_number, layer, '{model}'"),
+                ("row_number, layer, model", "row_number, layer, model"),
+            )
+        create("score", vector_columns.score(reader), ["VARCHAR", "BIGINT"], None)
+        macro("score", ("probe, row_number", "probe, row_number"))
+        width = max(widths.values(), default=1)
+        create("probe_weight", vector_columns.probe_weight(reader, width), ["VARCHAR"], width)
+        macro("probe_weight", ("probe", "probe"))
+        self._register_operators({*widths.values()})
 
-    def note(self, error: Exception) -> None:
-        """Keep an error for `check`, if it is the first."""
-        self._first = self._first or error
+    def _register_operators(self, widths: set[int]) -> None:
+        """Let `-` and `+` take vectors of these widths; DuckDB knows them for numbers and dates only."""
+        for width in sorted(widths - self._widths):
+            # One connection takes one function of a name. What a second one creates is there for all of them.
+            cursor = self._connection.cursor()
+            self._cursors.append(cursor)
+            vector = f"FLOAT[{width}]"
+            for name, operation in (("-", np.subtract), ("+", np.add)):
+                function = self._failed.guard(
+                    vector_columns.elementwise(operation, width), pa.list_(pa.float32(), width)
+                )
+                self._create(cursor, name, function, [vector, vector], vector)
+            self._widths.add(width)
 
-    def check(self) -> None:
-        """Raise the error of the statement that has just run, if there was one."""
-        error, self._first = self._first, None
-        if error is not None:
-            raise error.with_traceback(None)
-
-
-def register_functions(connection: duckdb.DuckDBPyConnection, reader: StoreReader, failed: FailedCalls) -> None:
-    """Register the functions of everything that the store holds. Call `failed.check` after each statement."""
-
-    def create(name: str, function: Callable[..., pa.Array], takes: list[str], width: int | None) -> None:
-        gives = pa.float32() if width is None else pa.list_(pa.float32(), width)
+    @staticmethod
+    def _create(
+        connection: duckdb.DuckDBPyConnection,
+        name: str,
+        function: Callable[..., pa.Array],
+        takes: Sequence[str],
+        gives: str,
+    ) -> None:
         connection.create_function(
-            name,
-            failed.guard(function, gives),
-            [*takes],
-            "FLOAT" if width is None else f"FLOAT[{width}]",
-            type=PythonUDFType.ARROW,
-            null_handling=FunctionNullHandling.SPECIAL,
+            name, function, [*takes], gives, type=PythonUDFType.ARROW, null_handling=FunctionNullHandling.SPECIAL
         )
 
-    specs = [spec for capture in reader.captures() for spec in capture_specs(capture)]
-    widths = {spec.site: int(np.prod(spec.row_shape)) for spec in specs}
-    model = reader.default_alias().replace("'", "''")
-    for site, width in widths.items():
-        create(f"_{site}", vector_columns.gather(reader, site, width), ["BIGINT", "INTEGER", "VARCHAR"], width)
-        last = _only_layer(specs, site)
-        short = f"(row_number) AS _{site}(row_number, {last}, '{model}'), " if last is not None else ""
-        connection.execute(
-            f"CREATE MACRO {site} {short}(row_number, layer) AS _{site}(row_number, layer, '{model}'), "
-            f"(row_number, layer, model) AS _{site}(row_number, layer, model)"
-        )
-    create("_score", vector_columns.score(reader), ["VARCHAR", "BIGINT"], None)
-    connection.execute("CREATE MACRO score(probe, row_number) AS _score(probe, row_number)")
-    width = max(widths.values(), default=1)
-    create("_probe_weight", vector_columns.probe_weight(reader, width), ["VARCHAR"], width)
-    connection.execute("CREATE MACRO probe_weight(probe) AS _probe_weight(probe)")
+    def close(self) -> None:
+        """Close what the functions need."""
+        for cursor in self._cursors:
+            cursor.close()
 
 
 def _only_layer(specs: Sequence[ArraySpec], site: str) -> int | None:

@@ -29,7 +29,7 @@ KINDS: dict[str, str] = {
     "plan_table": r"plans/[^/]+/(?:units|skipped|(?:examples|tokens)/[^/]+)\.parquet",
     "capture": r"captures/[^/]+/[^/]+\.json",
     "metadata": r"(?:activations(?:/[^/]+){0,3}/)?zarr\.json",
-    "unit_error": r"receipts/[^/]+/unit-\d+\.error\.json",
+    "unit_error": r"receipts/(?:scores/)?[^/]+/unit-\d+\.error\.json",
     "probe": r"probes/[^/]+/probe\.json",
     "weights": r"probes/[^/]+/probe\.safetensors",
     "score_receipt": r"scores/[^/]+/unit-\d+\.json",
@@ -127,6 +127,11 @@ def scores_table(probe: str, unit: int) -> str:
 
 def scores_receipt(probe: str, unit: int) -> str:
     return f"{SCORES}/{probe}/unit-{unit:06d}.json"
+
+
+def score_errors(probe: str) -> str:
+    """Return what errors of units without scores of a probe are recorded under, in the place of a capture."""
+    return f"{SCORES}/{probe}"
 
 
 def cliffs_table(probe: str) -> str:

@@ -23,8 +23,12 @@ class ProbeWeights:
     b: float
 
     def scores(self, h_ND: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Return the logit of each of N vectors, float32 [N]."""
-        return np.asarray(h_ND @ self.w_D + np.float32(self.b), dtype=np.float32)
+        """Return the logit of each of N vectors, float32 [N].
+
+        A vector's score has the same bits whatever vectors are beside it: `einsum` sums each row by itself, while the
+        order of sums in a BLAS product depends on how many rows there are, and on the number of threads.
+        """
+        return np.asarray(np.einsum("nd,d->n", h_ND, self.w_D) + np.float32(self.b), dtype=np.float32)
 
     @property
     def digest(self) -> str:
@@ -87,6 +91,7 @@ def write_probe(objects: ObjectStore, document: ProbeDocument, weights: ProbeWei
         documents.delete(objects, layout.probe_document(name))
         documents.delete(objects, layout.probe_weights(name))
         objects.delete(layout.scores_of(name))
+        objects.delete(layout.receipts_of(layout.score_errors(name)))
         documents.delete(objects, layout.cliffs_document(name))
         objects.delete(layout.cliffs_table(name))
     content = weights.to_bytes()

@@ -35,6 +35,8 @@ Row = Mapping[str, object]
 class ReceiptTable:
     """One row a capture and unit that is extracted or has failed. Listed once, and read once if it must be."""
 
+    schema = RECEIPTS
+
     def __init__(self, reader: StoreReader) -> None:
         self._reader = reader
 

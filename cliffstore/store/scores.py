@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cliffstore.schema import SCORES, ScoreReceipt
-from cliffstore.store import documents, layout, tables
+from cliffstore import __version__
+from cliffstore.schema import SCORES, ScoreReceipt, UnitError
+from cliffstore.store import documents, layout, receipts, tables
 from cliffstore.store.objects import ObjectStore
 
 COLUMNS = ["example", "position", "to_decision", "segment", "row"]
@@ -62,13 +63,18 @@ def write_unit_scores(
     tokens: pa.Table,
     row_start: int,
     scores_R: npt.NDArray[np.float32],
+    *,
+    attempt: int,
+    worker: str,
+    seconds: float,
 ) -> ScoreReceipt:
-    """Write the scores of a unit, then its receipt.
+    """Write the scores of a unit, then its receipt, which removes an error.
 
     Parameters
     ----------
     tokens : the unit's tokens table, at least `COLUMNS`; tokens without a row have no score
     scores_R : float32, score of each row from `row_start` on
+    seconds : time that computing took
     """
     stored = tokens.select(COLUMNS).filter(tokens["row"].is_valid())
     rows_N = stored["row"].to_numpy()
@@ -79,9 +85,25 @@ def write_unit_scores(
         "probe": probe.name,
         "probe_digest": probe.digest,
     }
-    digest = tables.write(objects, layout.scores_table(probe.name, unit), table.cast(SCORES), provenance)
+    key = layout.scores_table(probe.name, unit)
+    digest = tables.write(objects, key, table.cast(SCORES), provenance, plain=["score"])
     receipt = ScoreReceipt(
-        probe=probe.name, probe_digest=probe.digest, unit=unit, n_tokens=stored.num_rows, digest=digest
+        probe=probe.name,
+        probe_digest=probe.digest,
+        unit=unit,
+        n_tokens=stored.num_rows,
+        digest=digest,
+        attempt=attempt,
+        worker=worker,
+        seconds=round(seconds, 3),
+        cliffstore_version=__version__,
     )
     documents.put(objects, receipt)
+    objects.delete(layout.unit_error(layout.score_errors(probe.name), unit))
     return receipt
+
+
+def record_error(objects: ObjectStore, probe: ProbeKey, unit: int, attempt: int, worker: str, error: str) -> None:
+    """Write down why a unit has no scores of a probe; the view `units` shows it."""
+    capture, text = layout.score_errors(probe.name), f"probe {probe.name}: {error}"
+    receipts.record_error(objects, UnitError(capture=capture, unit=unit, attempt=attempt, worker=worker, error=text))

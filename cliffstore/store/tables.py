@@ -20,10 +20,16 @@ _HOLE_BYTES = 128 << 10
 """A request costs as much time as reading this much that nobody wants."""
 
 
-def encode(table: pa.Table, provenance: Mapping[str, str]) -> bytes:
-    """Return a table as Parquet bytes (zstd), the same bytes for the same table and provenance."""
+def encode(table: pa.Table, provenance: Mapping[str, str], plain: Sequence[str] = ()) -> bytes:
+    """Return a table as Parquet bytes (zstd), the same bytes for the same table and provenance.
+
+    Parameters
+    ----------
+    plain : columns whose values hardly repeat: no dictionary is tried for them
+    """
     sink = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata(metadata(provenance)), sink, compression="zstd")
+    coded = [name for name in table.column_names if name not in plain] if plain else True
+    pq.write_table(table.replace_schema_metadata(metadata(provenance)), sink, compression="zstd", use_dictionary=coded)
     return sink.getvalue()
 
 
@@ -33,9 +39,11 @@ def metadata(provenance: Mapping[str, str]) -> dict[str, str]:
     return {f"{PROVENANCE}.{name}": value for name, value in sorted(known.items())}
 
 
-def write(objects: ObjectStore, key: str, table: pa.Table, provenance: Mapping[str, str]) -> str:
-    """Write a table as one Parquet object and return the sha256 of its bytes."""
-    content = encode(table, provenance)
+def write(
+    objects: ObjectStore, key: str, table: pa.Table, provenance: Mapping[str, str], plain: Sequence[str] = ()
+) -> str:
+    """Write a table as one Parquet object and return the sha256 of its bytes. `plain` as for `encode`."""
+    content = encode(table, provenance, plain)
     objects.put(key, content)
     return hashlib.sha256(content).hexdigest()
 
@@ -45,10 +53,20 @@ def read(objects: ObjectStore, key: str, columns: Sequence[str] | None = None) -
     return decode(key, objects.get(key), columns)
 
 
+def open_parquet(source: pa.NativeFile | str, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile:
+    """Open a Parquet file that is read on the calling thread alone, if its methods are told `use_threads=False`.
+
+    By default Arrow reads ahead on threads of its own. Such a thread lets go of a Python object after its read is
+    answered; where the interpreter exits at that moment, the process aborts ("terminate called ...", exit code 134).
+    """
+    return pq.ParquetFile(source, metadata=metadata, pre_buffer=False)
+
+
 def decode(key: str, content: bytes, columns: Sequence[str] | None = None) -> pa.Table:
     """Return the table of Parquet bytes. Raises `DamagedStoreError` where they are none."""
     try:
-        return pq.read_table(pa.BufferReader(content), columns=list(columns) if columns else None)
+        with open_parquet(pa.BufferReader(content)) as file:
+            return file.read(columns=list(columns) if columns else None, use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise damaged(key, f"cannot be read ({str(error).splitlines()[0][:200]})") from None
 
@@ -63,8 +81,8 @@ def read_row_group(objects: ObjectStore, key: str, row_group: int, columns: Sequ
     """
     try:
         source = objects.path(key) if objects.is_local else pa.PythonFile(_PatientFile(objects, objects.path(key)))
-        with pq.ParquetFile(source) as file:
-            return file.read_row_group(row_group, columns=list(columns) if columns else None)
+        with open_parquet(source) as file:
+            return file.read_row_group(row_group, columns=list(columns) if columns else None, use_threads=False)
     except (pa.ArrowException, FileNotFoundError, IndexError) as error:
         raise damaged(key, f"cannot be read ({str(error).splitlines()[0][:200]})") from None
 
@@ -115,7 +133,7 @@ def read_piece(handler: PatientHandler, piece: ds.ParquetFileFragment, schema: p
     groups, metadata = [group.id for group in piece.row_groups], piece.metadata
     file = handler.file(piece.path)
     file.fetch(_ranges(metadata, groups, schema.names))
-    with pa.PythonFile(file, mode="r") as source, pq.ParquetFile(source, metadata=metadata) as parquet:
+    with pa.PythonFile(file, mode="r") as source, open_parquet(source, metadata) as parquet:
         held = [name for name in schema.names if name in parquet.schema_arrow.names]
         table = parquet.read_row_groups(groups, columns=held, use_threads=False)
     known = ds.get_partition_keys(piece.partition_expression)

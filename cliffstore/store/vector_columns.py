@@ -23,8 +23,8 @@ import pyarrow as pa
 from cliffstore.schema import ProbeDocument
 from cliffstore.store.probes import ProbeWeights, read_probe
 from cliffstore.store.reader import StoreReader
+from cliffstore.store.running import Column
 
-Column: TypeAlias = "pa.Array | pa.ChunkedArray"
 Places: TypeAlias = "npt.NDArray[np.int64] | slice"
 Flags: TypeAlias = npt.NDArray[np.bool_]
 Found: TypeAlias = tuple[Places, Flags, npt.NDArray[np.float32]]
@@ -85,6 +85,18 @@ def probe_weight(reader: StoreReader, width: int) -> Callable[[Column], pa.Array
     return weights
 
 
+def elementwise(operation: np.ufunc, width: int) -> Callable[[Column, Column], pa.Array]:
+    """Return the function `(vector, vector) -> FLOAT[width]` that adds or subtracts; NULL where one is NULL."""
+
+    def calculate(left: Column, right: Column) -> pa.Array:
+        (left_N, left_given), (right_N, right_given) = _flat(left, width), _flat(right, width)
+        return pa.FixedSizeListArray.from_arrays(
+            pa.array(operation(left_N, right_N)), width, mask=pa.array(~(left_given & right_given))
+        )
+
+    return calculate
+
+
 def _groups(given_N: Flags, *columns: Column) -> Iterator[tuple[tuple, Places]]:
     """Yield each distinct combination of values, and where it is; not where one is null or `given_N` is false."""
     encoded = [_whole(column).dictionary_encode() for column in columns]
@@ -116,6 +128,14 @@ def _integers(column: Column) -> tuple[npt.NDArray[np.int64], Flags]:
     whole = _whole(column)
     given = whole.is_valid().to_numpy(zero_copy_only=False)
     return whole.fill_null(0).to_numpy().astype(np.int64, copy=False), given
+
+
+def _flat(column: Column, width: int) -> tuple[npt.NDArray[np.float32], Flags]:
+    """Return the numbers of vectors, [N * width] (anything for a null), and which vectors are not null."""
+    whole = _whole(column)
+    first = whole.offset * width
+    values_N = whole.values.to_numpy(zero_copy_only=False)[first : first + len(whole) * width]
+    return values_N.astype(np.float32, copy=False), whole.is_valid().to_numpy(zero_copy_only=False)
 
 
 def _whole(column: Column) -> pa.Array:

@@ -16,21 +16,31 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Lock
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from cliffstore.errors import CliffstoreError, DamagedStoreError
+from cliffstore.errors import DamagedStoreError, QueryStoppedError
 from cliffstore.store import tables
+from cliffstore.store.running import FailedCalls
 
 T = TypeVar("T")
 U = TypeVar("U")
-Found = Callable[[Sequence[str]], ds.Dataset]
-"""From the columns that a statement needs to a dataset that has at least these."""
 
 _READERS = 16
 _PIECE_BYTES = 4 << 20
+
+
+class Found(Protocol):
+    """What gives the rows of a view."""
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Of the view."""
+
+    def __call__(self, columns: Sequence[str], /) -> ds.Dataset:
+        """Return a dataset that has at least these columns. Called by each scan, by one at a time."""
 
 
 class Readers:
@@ -64,16 +74,12 @@ class View(ds.InMemoryDataset):
     Parameters
     ----------
     name : for messages
-    schema : of what `found` gives
-    found : called by each scan, by one at a time
-    note : told of the error of a scan, which DuckDB would make a text of
+    failed : told of the error of a scan, which DuckDB would make a text of; a scan for no statement ends
     """
 
-    def __init__(
-        self, name: str, schema: pa.Schema, found: Found, readers: Readers, note: Callable[[Exception], None]
-    ) -> None:
-        super().__init__(schema.empty_table())
-        self._name, self._found, self._readers, self._note = name, found, readers, note
+    def __init__(self, name: str, found: Found, readers: Readers, failed: FailedCalls) -> None:
+        super().__init__(found.schema.empty_table())
+        self._name, self._found, self._readers, self._failed = name, found, readers, failed
         self._finding = Lock()
 
     def scanner(self, columns: Sequence[str] | None = None, filter: ds.Expression | None = None) -> Scan:
@@ -83,19 +89,24 @@ class View(ds.InMemoryDataset):
 
     def _batches(self, columns: list[str], filter: ds.Expression | None) -> Iterator[pa.RecordBatch]:
         try:
-            with self._finding:
-                found = self._found(columns)
-            if isinstance(found, ds.FileSystemDataset):
-                yield from _in_whole_reads(found, columns, filter, self._readers)
-            else:
-                yield from found.scanner(columns=columns, filter=filter).to_reader()
+            for batch in self._read(columns, filter):
+                if not self._failed.wanted:
+                    raise QueryStoppedError("the statement was stopped")
+                yield batch
         except pa.ArrowException as error:
             damaged = DamagedStoreError(f"{self._name} cannot be read: {' '.join(str(error).split())[:300]}")
-            self._note(damaged)
+            self._failed.note(damaged)
             raise damaged from None
-        except (CliffstoreError, OSError) as error:
-            self._note(error)
+        except Exception as error:
+            self._failed.note(error)
             raise
+
+    def _read(self, columns: list[str], filter: ds.Expression | None) -> Iterator[pa.RecordBatch]:
+        with self._finding:
+            found = self._found(columns)
+        if isinstance(found, ds.FileSystemDataset):
+            return _in_whole_reads(found, columns, filter, self._readers)
+        return iter(found.scanner(columns=columns, filter=filter).to_reader())
 
 
 class Scan:

@@ -18,7 +18,7 @@ from quick import quick_runs
 from stores import assert_equal_stores
 
 from cliffstore import Store
-from cliffstore.run import planning, stages
+from cliffstore.run import planned, stages
 from cliffstore.store import layout
 from cliffstore.store.reader import StoreReader
 
@@ -206,17 +206,17 @@ def crash_at(moment: str, patch: pytest.MonkeyPatch) -> None:
 
     match moment:
         case "manifest checked":
-            patch.setattr(planning, "create_manifest", after(planning.create_manifest))
+            patch.setattr(planned, "create_manifest", after(planned.create_manifest))
         case "place claimed":
-            patch.setattr(planning, "claim", after(planning.claim))
+            patch.setattr(planned, "claim", after(planned.claim))
         case "tables written":
-            patch.setattr(planning, "put_tables", after(planning.put_tables))
+            patch.setattr(planned, "put_tables", after(planned.put_tables))
         case "plan committed":
-            patch.setattr(planning, "commit_plan", after(planning.commit_plan))
+            patch.setattr(planned, "commit_plan", after(planned.commit_plan))
         case "arrays grown":
             patch.setattr("cliffstore.store.writer.create_arrays", after(_create_arrays()))
         case "first receipt":
-            patch.setattr(stages._Run, "_on_done", after(stages._Run._on_done))
+            patch.setattr(stages.Outcomes, "take", after(stages.Outcomes.take))
 
 
 def _create_arrays():

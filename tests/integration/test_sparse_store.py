@@ -16,7 +16,7 @@ from cliffstore.errors import ProbeError
 from cliffstore.plan.positions import parse_positions
 from cliffstore.plan.sorting import NO_POSITION
 from cliffstore.records import SEGMENTS, CorpusRow, Message, RenderedExample, Segment
-from cliffstore.run.planning import write_plan
+from cliffstore.run.planned import write_plan
 from cliffstore.run.store import Store
 from cliffstore.schema import (
     ArrayIdentity,

@@ -60,7 +60,17 @@ SOME: tuple[Document, ...] = (
     RECEIPT,
     SELECTION,
     UnitError(capture="capture-1", unit=3, attempt=1, worker="w", error="NaN"),
-    ScoreReceipt(probe="p", probe_digest="0", unit=3, n_tokens=4, digest="0"),
+    ScoreReceipt(
+        probe="p",
+        probe_digest="0",
+        unit=3,
+        n_tokens=4,
+        digest="0",
+        attempt=1,
+        worker="w",
+        seconds=0.5,
+        cliffstore_version="0",
+    ),
     make_probe(CAPTURE, "p")[0],
     CliffsDocument(
         probe="p",

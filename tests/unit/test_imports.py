@@ -22,9 +22,10 @@ LAYERS: dict[str, set[str]] = {
     "store": {GROUND},
     "extract": {GROUND, "corpus", "plan", "model", "store"},
     "analyze": {GROUND, "store"},
+    "train": {GROUND, "store"},
     "publish": {GROUND, "store"},
-    "run": {GROUND, "corpus", "plan", "model", "store", "extract", "analyze", "publish"},
-    "cli": {GROUND, "corpus", "plan", "model", "store", "extract", "analyze", "publish", "run"},
+    "run": {GROUND, "corpus", "plan", "model", "store", "extract", "analyze", "train", "publish"},
+    "cli": {GROUND, "corpus", "plan", "model", "store", "extract", "analyze", "train", "publish", "run"},
     "demo": {GROUND},
 }
 """What each layer may import, besides itself."""

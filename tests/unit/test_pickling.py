@@ -14,8 +14,9 @@ import pytest
 from cliffstore import errors
 from cliffstore.errors import CliffstoreError
 from cliffstore.extract.calibration import CorpusShape, PassWish
-from cliffstore.extract.job import Job, LiveProbe, Prepared, UnitReport, WorkerSpec
+from cliffstore.extract.job import Job, LiveProbe, Prepared, WorkerSpec
 from cliffstore.model.identity import ModelSource
+from cliffstore.records import UnitReport
 from cliffstore.run.executor import UnitOutcome
 from cliffstore.schema import (
     AdapterIdentity,

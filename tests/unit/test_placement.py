@@ -11,7 +11,7 @@ from cliffstore.config import ExtractConfig
 from cliffstore.errors import ConfigError, ModelError
 from cliffstore.run import placement
 from cliffstore.run.executor import LocalExecutor
-from cliffstore.run.placement import check_placement, choose_executor
+from cliffstore.run.placement import check_placement, choose_executor, choose_scoring_executor
 from cliffstore.run.ray_executor import ActorShare, share_out
 
 
@@ -41,6 +41,8 @@ def _nodes(*resources: tuple[int, int], dead: Sequence[int] = ()) -> list[dict[s
         (_nodes((64, 8), (16, 0)), None, 1, ActorShare(8, 1.0, 1.0)),
         (_nodes((64, 8), (64, 8)), None, 4, ActorShare(4, 1.0, 4.0)),
         (_nodes((64, 3), (64, 5)), None, 2, ActorShare(3, 1.0, 2.0)),  # an actor's GPUs are on one node
+        (_nodes((64, 8), (16, 0)), None, 0, ActorShare(2, 16.0, 0.0)),  # work that needs no GPU
+        (_nodes((64, 8)), 4, 0, ActorShare(4, 16.0, 0.0)),
     ],
 )
 def test_a_cluster_is_shared_out(
@@ -104,3 +106,18 @@ def test_ray_is_used_where_there_is_a_cluster_or_several_gpus(monkeypatch: pytes
     assert isinstance(choose_executor(_config(gpus_per_actor=4)), LocalExecutor), "one worker needs all four"
     assert isinstance(choose_executor(_config(device="cpu")), LocalExecutor)
     assert used == [(None, 1), (7, 2)]
+
+
+def test_scoring_is_on_a_cluster_where_there_is_one_and_leaves_gpus_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[tuple[int | None, int]] = []
+    monkeypatch.setattr("cliffstore.run.ray_executor.RayExecutor", lambda actors, gpus: used.append((actors, gpus)))
+    monkeypatch.setattr(placement, "device_count", lambda _kind: 4)
+    assert isinstance(choose_scoring_executor("auto", None), LocalExecutor)
+    with pytest.raises(ConfigError, match="--actors 2 needs --executor ray"):
+        choose_scoring_executor("auto", 2)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    choose_scoring_executor("auto", None)
+    assert isinstance(choose_scoring_executor("local", 1), LocalExecutor)
+    monkeypatch.delenv("RAY_ADDRESS")
+    choose_scoring_executor("ray", 7)
+    assert used == [(None, 0), (7, 0)]

@@ -44,7 +44,7 @@ def test_sections_share_store_and_names(tmp_path: Path) -> None:
     for section in sections:
         assert section.store == "s3://bucket/acts"
         assert section.storage_options == {"endpoint_url": "http://127.0.0.1:9000"}
-    assert {found.score.probe, found.cliff.probe, found.select.probe, found.probe.name} == {"refusal"}
+    assert {*found.score.probe, found.cliff.probe, found.select.probe, found.probe.name} == {"refusal"}
     assert (found.export.selection, found.select.top, found.extract.pass_tokens) == ("worst", "7", 64)
 
 
@@ -52,7 +52,7 @@ def test_overrides_reach_into_sections(tmp_path: Path) -> None:
     pairs = ["extract.pass-tokens=32", "extract.layers=8-20", "probe.name=other", "storage_options.region=eu-west-1"]
     found = read(PipelineConfig, PIPELINE, tmp_path, **parse_overrides(pairs))
     assert (found.extract.pass_tokens, found.extract.layers, found.extract.model) == (32, "8-20", "m")
-    assert found.score.probe == "other"
+    assert found.score.probe == ("other",)
     assert found.export.storage_options == {"endpoint_url": "http://127.0.0.1:9000", "region": "eu-west-1"}
 
 

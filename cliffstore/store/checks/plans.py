@@ -11,11 +11,10 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cliffstore.records import PlannedUnit
 from cliffstore.schema import PlanDocument, PlanPlace, Receipt
-from cliffstore.store import layout
+from cliffstore.store import layout, tables
 from cliffstore.store.checks.examples import ExampleDigest, check_unit
 from cliffstore.store.checks.findings import Action, Finding, Kind
 from cliffstore.store.checks.inventory import Inventory
@@ -55,7 +54,7 @@ def check_units(inventory: Inventory, unit_rows: int) -> tuple[Planned, list[Fin
         if content is None:
             planned.blind.add(plan.plan)
             continue
-        units = [PlannedUnit(**row) for row in pq.read_table(pa.BufferReader(content)).to_pylist()]
+        units = [PlannedUnit(**row) for row in tables.decode(key, content).to_pylist()]
         problems = [problem for unit in units for problem in _misplaced(unit, plan.plan, planned, unit_rows)]
         wrong = [Finding(key, Kind.DISAGREES, problem) for problem in problems]
         wrong += _counts(plan, units, places.get(plan.plan))
@@ -105,12 +104,12 @@ def _parts(
     """Check units of one part. Return what is wrong, and the tokens that have a row of each unit that is right."""
     problems: list[str] = []
     stored: dict[int, int] = {}
-    files = [pq.ParquetFile(pa.BufferReader(content)) for content in (examples, tokens)]
+    files = [tables.open_parquet(pa.BufferReader(content)) for content in (examples, tokens)]
     for unit in units:
         if any(unit.row_group >= file.num_row_groups for file in files):
             problems.append(f"has no row group {unit.row_group} for unit {unit.unit}")
             continue
-        own_examples, own_tokens = (file.read_row_group(unit.row_group) for file in files)
+        own_examples, own_tokens = (file.read_row_group(unit.row_group, use_threads=False) for file in files)
         found, n_stored = check_unit(unit, own_examples, own_tokens, digest)
         problems += found
         if not found:

@@ -104,9 +104,11 @@ def check_receipts(inventory: Inventory, planned: Planned) -> tuple[list[Receipt
             findings.append(_condemned(receipt, problem, planned))
         elif capture is not None:
             good.append(receipt)
+    probes = {layout.probe_of(key) for kind in ("probe", "weights") for key in inventory.of_kind(kind)}
+    known = {*captures, *lost, layout.SCORES, *map(layout.score_errors, probes)}
     for error in inventory.all(UnitError):
-        if error.capture not in {*captures, *lost, layout.SCORES}:
-            text = "is the error of a unit of a capture that is not there"
+        if error.capture not in known:
+            text = "is the error of a unit of a capture or probe that is not there"
             findings.append(Finding(documents.key_of(error), Kind.ORPHAN, text, Action.REMOVE))
     return good, findings
 
