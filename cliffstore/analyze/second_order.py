@@ -37,6 +37,8 @@ _TOLERANCE, _ROUGH = 1e-6, 3e-2
 on a sample of them."""
 _SMALL = 0.1
 """Of a step: from so near, Newton's error becomes much smaller at once."""
+_ROUNDING = 1e-12
+"""Of a loss: what sums over millions of rows may lose of it. Far below what a step of `_TOLERANCE` gains."""
 _MOST_STEPS, _MOST_HALVINGS = 100, 40
 
 
@@ -168,7 +170,7 @@ class _Search:
     def _walk(self, point_E: Floats, here: Sums, step_E: Floats) -> tuple[Floats, Sums]:
         """Go along a step, as far as the objective falls enough."""
         slope = float(here.gradient_E @ step_E)
-        rounding = 8 * np.finfo(float).eps * abs(here.loss)
+        rounding = _ROUNDING * abs(here.loss)
         share = 1.0
         for _ in range(_MOST_HALVINGS):
             there_E = point_E + share * step_E
