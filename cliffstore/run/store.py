@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import fields
 from types import TracebackType
 
 import duckdb
@@ -14,33 +12,25 @@ import pyarrow as pa
 
 from cliffstore.access import scheme_of
 from cliffstore.analyze.cliff import CliffReport, rank_cliffs
-from cliffstore.analyze.imported import Direction, as_given, calibrated, check_direction
-from cliffstore.analyze.inputs import find_inputs
-from cliffstore.analyze.labels import ProbeSettings
-from cliffstore.analyze.large import returned_memory
-from cliffstore.analyze.probe import SMALL, fit_probe, size_of
-from cliffstore.config import ProbeConfig, check_name
-from cliffstore.errors import ConfigError, ProbeError
+from cliffstore.config import check_name
+from cliffstore.errors import ProbeError
 from cliffstore.publish.export import ExportReport, export_selection
 from cliffstore.publish.selection import SelectionReport, select_examples
-from cliffstore.run.directions import as_vector, write_direction
+from cliffstore.run.description import describe_store
+from cliffstore.run.directions import write_direction
 from cliffstore.run.origins import Origins
-from cliffstore.run.progress import LineReporter, Piece, Reporter
+from cliffstore.run.progress import LineReporter, Reporter
 from cliffstore.run.repair import RepairReport, repair_store
 from cliffstore.run.scoring import ScoringReport, score_store
-from cliffstore.run.tasks import open_tasks
 from cliffstore.run.verification import verify
 from cliffstore.schema import ProbeDocument
-from cliffstore.settings import read_config
-from cliffstore.store import layout, receipts
 from cliffstore.store.activations import Activations, find_activations
 from cliffstore.store.catalog import Catalog, Parameters, arrow_table
-from cliffstore.store.probes import keep_copies, list_probes, read_probe, write_probe
-from cliffstore.store.reader import StoreReader, compact_ranges
+from cliffstore.store.probes import read_probe
+from cliffstore.store.reader import StoreReader
 from cliffstore.store.results import Batches
 from cliffstore.store.session import QueryLimits
 from cliffstore.store.verify import VerifyReport
-from cliffstore.store.writer import capture_specs
 
 
 class Store:
@@ -234,42 +224,7 @@ class Store:
 
     def info(self) -> dict[str, object]:
         """Return what the store holds, as plain values."""
-        manifest = self.reader.manifest
-        plans = [
-            {"plan": plan.plan, "sources": plan.sources, **plan.counts.model_dump()} for plan in self.reader.plans()
-        ]
-        captures = []
-        for capture in self.reader.captures():
-            specs = capture_specs(capture)
-            done = receipts.committed(self.reader.objects, capture.capture)
-            sites = sorted({spec.site for spec in specs})
-            captures.append(
-                {
-                    "capture": capture.capture,
-                    "model": capture.alias,
-                    "name": capture.model.name,
-                    "dtype": capture.dtype,
-                    "sites": {s: compact_ranges(sorted(spec.layer for spec in specs if spec.site == s)) for s in sites},
-                    "units_extracted": len(done),
-                    "bytes_per_row": sum(spec.bytes_per_row for spec in specs),
-                }
-            )
-        return {
-            "store": self.reader.url,
-            "format_version": manifest.format_version,
-            "created": manifest.created,
-            "tokenizer": manifest.tokenizer.name,
-            "unit_rows": manifest.chunking.unit_rows,
-            "plans": plans,
-            "captures": captures,
-            "probes": [probe.name for probe in list_probes(self.reader.objects)],
-            "scores": self.reader.objects.folders(layout.SCORES),
-            "cliffs": self._tables_in(layout.CLIFFS),
-            "selections": self._tables_in(layout.SELECTIONS),
-        }
-
-    def _tables_in(self, folder: str) -> list[str]:
-        return sorted(layout.stem(key) for key in self.reader.objects.list(folder) if key.endswith(".parquet"))
+        return describe_store(self.reader)
 
     def verify(self, sample: str | None = None, seed: int | None = None) -> VerifyReport:
         """Check everything that is there, or some units (`100`, `5%`) that a seed chooses."""
@@ -303,31 +258,11 @@ class Store:
         ConfigError, ProbeError, StoreError, QueryError
             The probe cannot be fitted as asked.
         """
-        check_name(name, "probe")
-        asked = read_config(ProbeConfig, None, {"store": self.reader.url, "name": name, **settings})
-        with ExitStack() as stack:
-            test = stack.enter_context(self._test_catalog(asked.test_store)) if asked.test_store else None
-            with returned_memory():
-                inputs = find_inputs(self.catalog, probe_settings(asked), self._reporter.notice, test)
-            held = next((probe for probe in list_probes(self.reader.objects) if probe.name == name), None)
-            if held is not None and held.inputs == inputs.digest:
-                keep_copies(self.reader.objects, name)
-                self._reporter.stage(f"probe: {name} is there already, fitted on the same examples")
-                return held
-            small = asked.workers is None and asked.executor != "ray" and size_of(self.catalog, inputs) < SMALL
-            tasks = open_tasks("local", 1) if small else open_tasks(asked.executor, asked.workers)
-            mapper = stack.enter_context(tasks)
-            document, weights = fit_probe(
-                self.catalog,
-                inputs,
-                mapper,
-                lambda total: self._reporter.begin("probe", total),
-                lambda: self._reporter.advance(Piece(noun="layers")),
-                self._reporter.notice,
-                test,
-            )
-            self._reporter.end()
-        write_probe(self.reader.objects, document, weights, replace=replace)
+        from cliffstore.run import fitting  # scikit-learn takes its time to load
+
+        asked = fitting.check_settings(self.reader, name, settings)
+        options = self.storage_options_for(asked.test_store) if asked.test_store else None
+        document = fitting.fit(self.catalog, asked, self._reporter, options, replace=replace)
         self.refresh()
         return document
 
@@ -356,22 +291,10 @@ class Store:
         ConfigError, ProbeError, StoreError
             It is no vector of the site's width, or has NaN, or cannot be calibrated as asked.
         """
-        check_name(name, "probe")
-        given = {"store": self.reader.url, "name": name, "layers": str(layer), **settings}
-        if calibrate is not None:
-            if bias is not None:
-                raise ConfigError("a direction has an offset that is given, or one that is calibrated: leave one out")
-            given["label"] = calibrate
-        asked = read_config(ProbeConfig, None, given)
-        w_D = as_vector(weights)
-        direction = Direction(name, w_D, bias, asked.site, layer, asked.model, asked.positions)
-        check_direction(self.reader, direction)
-        if calibrate is None:
-            document, kept = as_given(self.reader, direction, self._reporter.notice)
-        else:
-            inputs = find_inputs(self.catalog, probe_settings(asked), self._reporter.notice)
-            document, kept = calibrated(self.catalog, direction, inputs, self._reporter.notice)
-        write_probe(self.reader.objects, document, kept, replace=replace)
+        from cliffstore.run import fitting
+
+        given = fitting.GivenDirection(name, weights, layer, bias, calibrate)
+        document = fitting.take_in(self.catalog, given, settings, self._reporter.notice, replace=replace)
         self.refresh()
         return document
 
@@ -384,19 +307,10 @@ class Store:
             There is no such probe, or no such kind of file.
         """
         document, weights = read_probe(self.reader.objects, name)
-        write_direction(output, document, weights, self._options_for(output))
+        write_direction(output, document, weights, self.storage_options_for(output))
         if output.lower().endswith(".npy"):
             self._reporter.notice(f"a .npy file holds w alone; b is {weights.b}")
         return document
-
-    def _options_for(self, url: str) -> Mapping[str, object] | None:
-        """Return the store's storage options for a URL of the same scheme."""
-        store = self.reader.objects
-        return store.storage_options if scheme_of(url) == scheme_of(store.url) else None
-
-    def _test_catalog(self, url: str) -> Catalog:
-        """Open another store, with this one's storage options where it has the same scheme."""
-        return Catalog(StoreReader(url, self._options_for(url)))
 
     def score(self, probe: str | Sequence[str], *, executor: str = "auto", actors: int | None = None) -> ScoringReport:
         """Score every extracted token that has no score of these probes yet; see `run.scoring.score_store`.
@@ -462,7 +376,7 @@ class Store:
         `output_options` are storage options of `output`; by default the store's, where both have the same scheme.
         """
         if output_options is None:
-            output_options = self._options_for(output)
+            output_options = self.storage_options_for(output)
         report = export_selection(
             self.catalog,
             selection=selection,
@@ -486,9 +400,3 @@ class Store:
 
 def _read_again(reader: StoreReader) -> StoreReader:
     return StoreReader(reader.url, reader.objects.storage_options)
-
-
-def probe_settings(config: ProbeConfig) -> ProbeSettings:
-    """Return what of a configuration says what to fit."""
-    names = {field.name for field in fields(ProbeSettings)}
-    return ProbeSettings(**config.model_dump(include=names))

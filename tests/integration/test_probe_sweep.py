@@ -20,7 +20,8 @@ from cliffstore.analyze.samples import MOST_OF_SEGMENT
 from cliffstore.config import ProbeConfig
 from cliffstore.errors import ConfigError, ProbeError
 from cliffstore.publish import heatmap
-from cliffstore.run.store import Store, probe_settings
+from cliffstore.run.fitting import probe_settings
+from cliffstore.run.store import Store
 from cliffstore.schema import ProbeDocument
 from cliffstore.store.objects import ObjectStore
 from cliffstore.store.probes import read_probe
