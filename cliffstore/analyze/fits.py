@@ -20,6 +20,7 @@ import numpy.typing as npt
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
 from scipy.optimize import minimize
 from scipy.special import expit
+from sklearn import config_context
 from sklearn.linear_model import LogisticRegression
 
 from cliffstore.analyze.metrics import Floats, class_weights, fold_aurocs, log_loss
@@ -30,7 +31,7 @@ from cliffstore.store.probes import ProbeWeights
 LOGISTIC, MEAN_DIFFERENCE, LDA, IMPORTED = "logistic", "mean_difference", "lda", "imported"
 KINDS = (LOGISTIC, MEAN_DIFFERENCE, LDA)
 
-C_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+C_GRID = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 SHRINKAGE_GRID = (0.01, 0.03, 0.1, 0.3, 1.0)
 _MAX_ITERATIONS = 5_000
 _TOLERANCE, _LOOSE = 1e-7, 1e-4
@@ -98,9 +99,9 @@ def fit_logistic(h_ND: npt.NDArray, y_N: Labels, c: float, class_weight: str = "
     """
     x_ND = np.asarray(h_ND, dtype=np.float64)
     mean_D, scale_D = _standard(x_ND)
-    model = _model(class_weight, _TOLERANCE).set_params(C=c).fit((x_ND - mean_D) / scale_D, y_N)
-    w_D = model.coef_[0] / scale_D
-    return ProbeWeights(w_D.astype(np.float32), float(model.intercept_[0] - w_D @ mean_D))
+    ((v_D, a),) = _logistic((x_ND - mean_D) / scale_D, y_N, (c,), class_weight, _TOLERANCE)
+    w_D = v_D / scale_D
+    return ProbeWeights(w_D.astype(np.float32), float(a - w_D @ mean_D))
 
 
 def fit_lda(h_ND: npt.NDArray, y_N: Labels, shrinkage: float, class_weight: str = "balanced") -> ProbeWeights:
@@ -161,10 +162,22 @@ def _logistic_path(
     x_ND: Floats, y_N: Labels, held_out_MD: Floats, grid: Sequence[float], class_weight: str
 ) -> Iterator[Floats]:
     mean_D, scale_D = _standard(x_ND)
-    z_ND, held_out_MD = (x_ND - mean_D) / scale_D, (held_out_MD - mean_D) / scale_D
-    model = _model(class_weight, _LOOSE)  # each fit begins where the one before ended
+    held_out_MD = (held_out_MD - mean_D) / scale_D
+    for v_D, a in _logistic((x_ND - mean_D) / scale_D, y_N, grid, class_weight, _LOOSE):
+        yield held_out_MD @ v_D + a
+
+
+def _logistic(
+    z_ND: Floats, y_N: Labels, grid: Sequence[float], class_weight: str, tolerance: float
+) -> Iterator[tuple[Floats, float]]:
+    """Yield weights and intercept for each C; each fit begins where the one before ended."""
+    weight_N = class_weights(y_N, class_weight)
+    model = LogisticRegression(max_iter=_MAX_ITERATIONS, tol=tolerance, warm_start=True)
     for c in grid:
-        yield model.set_params(C=c).fit(z_ND, y_N).decision_function(held_out_MD)
+        # Checking again what is known takes scikit-learn as long as a small fit.
+        with config_context(assume_finite=True, skip_parameter_validation=True):
+            model.set_params(C=c).fit(z_ND, y_N, sample_weight=weight_N)
+        yield model.coef_[0].copy(), float(model.intercept_[0])
 
 
 def _lda_path(
@@ -226,12 +239,3 @@ def _standard(x_ND: Floats) -> tuple[Floats, Floats]:
     mean_D, scale_D = x_ND.mean(axis=0), x_ND.std(axis=0)
     never = scale_D <= 10 * np.finfo(np.float64).eps * np.maximum(np.abs(mean_D), 1e-300)
     return mean_D, np.where(never, 1.0, scale_D)
-
-
-def _model(class_weight: str, tolerance: float) -> LogisticRegression:
-    return LogisticRegression(
-        class_weight="balanced" if class_weight == "balanced" else None,
-        max_iter=_MAX_ITERATIONS,
-        tol=tolerance,
-        warm_start=True,
-    )

@@ -110,10 +110,11 @@ def run_demo(
         metrics, shuffled = probe.chosen, probe.shuffled_auroc
         assert metrics is not None
         assert shuffled is not None
+        folds = f", {metrics.cv_auroc:.2f} in cross-validation" if metrics.cv_auroc is not None else ""
         say(
             f"probe    layer {probe.layer} of {len(probe.cells)}, validation AUROC {metrics.auroc:.3f} "
-            f"[{metrics.auroc_low:.2f}, {metrics.auroc_high:.2f}] on {probe.n_validation} unseen examples; "
-            f"shuffled labels {shuffled:.2f}, words alone {probe.bag_auroc or 0.5:.2f}"
+            f"[{metrics.auroc_low:.2f}, {metrics.auroc_high:.2f}] on {probe.n_validation} unseen examples"
+            f"{folds}; shuffled labels {shuffled:.2f}, words alone {probe.bag_auroc or 0.5:.2f}"
         )
         scored = store.score(PROBE, executor=executor)
         say(f"score    {scored.tokens:,} tokens scored now, with no forward pass")

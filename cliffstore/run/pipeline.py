@@ -96,10 +96,13 @@ def describe_probe(probe: ProbeDocument) -> str:
         if probe.n_test
         else ""
     )
+    folds = ""
+    if chosen.cv_auroc is not None:
+        folds = f", {_figure(chosen.cv_auroc)} ± {_figure(chosen.cv_auroc_sd)} over folds of the training part"
     return (
         f"{place} of {tried} tried, validation AUROC "
         f"{_interval(chosen.auroc, chosen.auroc_low, chosen.auroc_high)} "
-        f"({probe.n_train} train, {probe.n_validation} validation)\n"
+        f"({probe.n_train} train, {probe.n_validation} validation){folds}\n"
         f"held against: {unseen}shuffled labels {_figure(probe.shuffled_auroc)}, "
         f"bag of tokens {_figure(probe.bag_auroc)}"
         + (f" ({_figure(probe.bag_test_auroc)} unseen)" if probe.bag_test_auroc is not None else "")
