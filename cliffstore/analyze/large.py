@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cliffstore.analyze.cells import Cell, Sweep, cell_metrics, judged, reader_of
-from cliffstore.analyze.fits import FitRule, fit
+from cliffstore.analyze.fits import LDA, LOGISTIC, FitRule, fit
 from cliffstore.analyze.inputs import VectorSource
 from cliffstore.analyze.labels import Notice
 from cliffstore.analyze.mapping import Mapper
@@ -75,7 +75,7 @@ def _fit_cell(sweep: Sweep, place: int, layer: int, mapper: Mapper, width: int, 
         found = fit(h_MD, samples.y_N[some], fold_N[some], sweep.rule)
         del h_MD
     if len(some) < train.sum():
-        notice(f"{_chosen(sweep.rule)} of layer {layer} is chosen on {len(some):,} of {int(train.sum()):,} samples")
+        notice(f"{_found(sweep.rule)} of layer {layer} is found on {len(some):,} of {int(train.sum()):,} samples")
     rule = replace(sweep.rule, c=found.c, shrinkage=found.shrinkage)
     rows_N = samples.rows_N[train]
     source = _array(sweep.source, layer, rows_N)
@@ -115,5 +115,8 @@ def _array(source: VectorSource, layer: int, rows_N: Rows) -> StoredArray:
     return stored_array(reader_of(source), source.site, layer, source.alias, rows_N)
 
 
-def _chosen(rule: FitRule) -> str:
-    return {"logistic": "C", "lda": "shrinkage"}.get(rule.kind, "the cross-validation figure")
+def _found(rule: FitRule) -> str:
+    """Return what a sample is good for, where the fit itself is over all."""
+    if rule.kind == LOGISTIC and rule.c is None:
+        return "C"
+    return "the shrinkage" if rule.kind == LDA and rule.shrinkage is None else "the cross-validation figure"

@@ -18,7 +18,14 @@ from cliffstore.analyze.controls import Bag, bag_of_tokens, shuffled_auroc
 from cliffstore.analyze.fits import Fitted
 from cliffstore.analyze.inputs import FitInputs
 from cliffstore.analyze.labels import Notice
-from cliffstore.analyze.large import bytes_needed, default_budget, fit_layer_over_units, read_sample, sample_of
+from cliffstore.analyze.large import (
+    bytes_needed,
+    default_budget,
+    fit_layer_over_units,
+    read_sample,
+    returned_memory,
+    sample_of,
+)
 from cliffstore.analyze.mapping import InTurn, Mapper
 from cliffstore.schema import ProbeDocument
 from cliffstore.store.catalog import Catalog
@@ -54,7 +61,10 @@ def fit_probe(
     shuffled = _shuffled(sweep, best, place, sample_of(inputs.samples[place], width, budget))
     samples, test = inputs.samples[place], inputs.test[place]
     folds = inputs.deal.of(samples.groups_N)
-    bag = bag_of_tokens(catalog, samples, folds, test, test_catalog or catalog, inputs.settings.class_weight, notice)
+    with returned_memory():
+        bag = bag_of_tokens(
+            catalog, samples, folds, test, test_catalog or catalog, inputs.settings.class_weight, notice
+        )
     return describe(catalog, inputs, best, cells, shuffled, bag), best.weights
 
 

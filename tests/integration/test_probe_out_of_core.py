@@ -57,7 +57,7 @@ def test_by_itself_above_the_budget(store: Path) -> None:
     )
     found = result.json
     cell = found["cells"][0]
-    assert "C of layer 1 is chosen on" in result.stderr
+    assert "C of layer 1 is found on" in result.stderr
     assert "layer 1 was fitted out of core: " in result.stderr
     assert f"passes over {cell['n_train']:,} samples" in result.stderr
     assert cell["c"] in (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
