@@ -28,7 +28,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(name, "1")
 
-# A shell starts its background jobs with SIGINT ignored, which children inherit: Ctrl-C is to work in tests all the same.
+# A shell starts its background jobs with SIGINT ignored, which children inherit: here Ctrl-C is to work all the same.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
