@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cliffstore.cli.output import Config, Json, MaybeStoreUrl, describe_selection, open_store, print_json
+from cliffstore.cli.output import Config, Json, MaybeStoreUrl, describe_rows, describe_selection, open_store, print_json
 
 
 def add_to(app: typer.Typer) -> None:
@@ -56,11 +56,36 @@ def export(
     output: Annotated[
         str | None, typer.Option("-o", "--output", help="Folder, or file that ends in .parquet; path or URL.")
     ] = None,
-    format: Annotated[str | None, typer.Option(help="messages.")] = None,
+    format: Annotated[
+        str | None, typer.Option(help="messages, prompt-completion, alpaca or raw. Default: messages.")
+    ] = None,
+    thinking: Annotated[
+        str | None,
+        typer.Option(help="keep, keep:40% (of its words, the first), drop, or replace:TEXT. Default: keep."),
+    ] = None,
     target_column: Annotated[
         str | None, typer.Option(help="Column with the answer to learn. Default: response.")
     ] = None,
     target_text: Annotated[str | None, typer.Option(help="One answer to learn for all examples.")] = None,
+    target_template: Annotated[
+        str | None, typer.Option(help="File with a Jinja template of the answer, over columns of examples.")
+    ] = None,
+    mix: Annotated[
+        str | None, typer.Option(help="Share of the training set, such as 30%, that is mixed in from other examples.")
+    ] = None,
+    mix_where: Annotated[
+        str | None, typer.Option(help="SQL condition over the examples that may be mixed in, such as \"label = '0'\".")
+    ] = None,
+    mix_target_column: Annotated[
+        str | None, typer.Option(help="Column with the answers of what is mixed in. Default: response.")
+    ] = None,
+    validation: Annotated[
+        str | None, typer.Option(help="Share of rows, such as 10%, for a validation part; equal prompts never part.")
+    ] = None,
+    group_by: Annotated[
+        str | None, typer.Option(help="Column of examples whose equal values stay in one part, too.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of what is mixed in and what validates. Default: 0.")] = None,
     json: Json = False,
 ) -> None:
     from cliffstore.config import ExportConfig
@@ -72,8 +97,16 @@ def export(
         "selection": selection,
         "output": output,
         "format": format,
+        "thinking": thinking,
         "target_column": target_column,
         "target_text": target_text,
+        "target_template": target_template,
+        "mix": mix,
+        "mix_where": mix_where,
+        "mix_target_column": mix_target_column,
+        "validation": validation,
+        "group_by": group_by,
+        "seed": seed,
     }
     settings = read_config(ExportConfig, config, given)
     with open_store(settings) as opened:
@@ -81,4 +114,4 @@ def export(
     if json:
         print_json(asdict(report))
         return
-    print(f"{report.path}: {report.rows} rows; card: {report.card}")
+    print(f"{report.path}: {describe_rows(report)}; card: {report.card}")
