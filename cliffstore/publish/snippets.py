@@ -83,12 +83,11 @@ trainer.train()
         """Return Python that writes files with `messages`, for what does not read this format; None if not needed."""
         if self.format in ("messages", "alpaca"):
             return None
-        chat = "chat(row)" if self._chat() else "row"
+        chat = "\n    row = chat(row)" if self._chat() else ""
         return f"""from datasets import load_dataset
 
 {self._chat()}
-def messages(row):
-    row = {chat}
+def messages(row):{chat}
     return {{"messages": row["prompt"] + row["completion"]}}
 
 
@@ -99,20 +98,12 @@ for split, rows in data.items():
 
     def axolotl(self) -> str:
         """Return a configuration of Axolotl."""
-        kind: dict[str, object] = {"type": "alpaca"}
-        if self.format != "alpaca":
-            kind = {
-                "type": "chat_template",
-                "field_messages": "messages",
-                "roles_to_train": ["assistant"],
-                "train_on_eos": "turn",
-            }
         splits = {
             split: {
                 **({"path": names[0]} if len(names) == 1 else {"path": ".", "data_files": list(names)}),
                 "ds_type": "parquet",
                 "split": "train",
-                **kind,
+                **_axolotl_kind(self.format),
             }
             for split, names in self._readable().items()
         }
@@ -192,3 +183,14 @@ for split, rows in data.items():
     def _loaded(self) -> str:
         files = {split: names[0] if len(names) == 1 else list(names) for split, names in self.files.items()}
         return f'data = load_dataset("parquet", data_files={json.dumps(files)})'
+
+
+def _axolotl_kind(format: str) -> dict[str, object]:
+    if format == "alpaca":
+        return {"type": "alpaca"}
+    return {
+        "type": "chat_template",
+        "field_messages": "messages",
+        "roles_to_train": ["assistant"],
+        "train_on_eos": "turn",
+    }
