@@ -216,6 +216,12 @@ class ExportConfig(StoreConfig):
     target_column: str | None = Field(default=None, description="default: response")
     target_text: str | None = None
     target_template: str | None = Field(default=None, description="file of a Jinja template over columns of examples")
+    target_endpoint: str | None = Field(
+        default=None, description="URL up to /v1 that answers OpenAI's chat completions"
+    )
+    target_model: str | None = Field(default=None, description="model that the endpoint is asked for")
+    target_max_tokens: int = Field(default=1024, ge=1, description="longer answers of the endpoint are not taken")
+    target_answers: str | None = Field(default=None, description="file of its answers; default: beside the output")
     mix: Share = Field(default=None, description="share of the training set, such as 30%, that is mixed in")
     mix_where: str | None = Field(default=None, description="SQL condition over examples that may be mixed in")
     mix_target_column: str = Field(default="response", description="what the examples that are mixed in teach")
@@ -225,13 +231,14 @@ class ExportConfig(StoreConfig):
 
     @model_validator(mode="after")
     def _options_that_go_together(self) -> ExportConfig:
-        targets = {
-            "target-column": self.target_column, "target-text": self.target_text,
-            "target-template": self.target_template,
-        }  # fmt: skip
-        given = [option for option, value in targets.items() if value is not None]
+        made = self.target_endpoint or self.target_template
+        targets = {"target-column": self.target_column, "target-text": self.target_text}
+        of_template = "target-template" if self.target_endpoint is None else "target-endpoint"
+        given = [option for option, value in {**targets, of_template: made}.items() if value is not None]
         if len(given) > 1:
             raise ValueError(f"{given[0]} and {given[1]} both say what to learn: leave one out")
+        if self.target_endpoint is None and (self.target_model or self.target_answers):
+            raise ValueError("target-model and target-answers are of an endpoint: say --target-endpoint too")
         if (self.mix is None) != (self.mix_where is None):
             raise ValueError("mix and mix-where go together: how much, and of which examples, such as \"label = '0'\"")
         if self.group_by is not None and self.validation is None:

@@ -70,6 +70,17 @@ def export(
     target_template: Annotated[
         str | None, typer.Option(help="File with a Jinja template of the answer, over columns of examples.")
     ] = None,
+    target_endpoint: Annotated[
+        str | None,
+        typer.Option(help="URL up to /v1 of a model that answers; with a template, that is what it is asked."),
+    ] = None,
+    target_model: Annotated[str | None, typer.Option(help="Model that the endpoint is asked for.")] = None,
+    target_max_tokens: Annotated[
+        int | None, typer.Option(help="Longer answers of the endpoint are not taken. Default: 1024.")
+    ] = None,
+    target_answers: Annotated[
+        str | None, typer.Option(help="File of the endpoint's answers, to use again. Default: beside the output.")
+    ] = None,
     mix: Annotated[
         str | None, typer.Option(help="Share of the training set, such as 30%, that is mixed in from other examples.")
     ] = None,
@@ -101,6 +112,10 @@ def export(
         "target_column": target_column,
         "target_text": target_text,
         "target_template": target_template,
+        "target_endpoint": target_endpoint,
+        "target_model": target_model,
+        "target_max_tokens": target_max_tokens,
+        "target_answers": target_answers,
         "mix": mix,
         "mix_where": mix_where,
         "mix_target_column": mix_target_column,

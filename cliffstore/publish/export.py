@@ -15,10 +15,12 @@ from tempfile import TemporaryDirectory
 import pyarrow as pa
 
 from cliffstore import __version__
-from cliffstore.access import check_url
+from cliffstore.access import check_url, scheme_of
 from cliffstore.config import ExportConfig
+from cliffstore.errors import SelectionError
 from cliffstore.publish import mixture
 from cliffstore.publish.card import CardFacts, Counts, dataset_card
+from cliffstore.publish.endpoint import ANSWERS, AnswerBook, Endpoint, EndpointTarget
 from cliffstore.publish.formats import Thinking
 from cliffstore.publish.mixture import MIXED, TRAIN, VALIDATION
 from cliffstore.publish.rows import BATCH, ExportRows, Tally, batches, public_url
@@ -29,7 +31,7 @@ from cliffstore.store.catalog import Catalog
 from cliffstore.store.objects import ObjectStore
 
 _RESPONSE = "response"
-_PLACE = {"store", "storage_options", "output", "output_options", "selection", "target_template"}
+_PLACE = {"store", "storage_options", "output", "output_options", "selection", "target_template", "target_answers"}
 """Settings that do not shape the rows, or that the card says in its own words."""
 
 
@@ -52,21 +54,37 @@ class ExportReport:
     files: tuple[DataFile, ...]
 
 
-def check_export(config: ExportConfig) -> tuple[Thinking, Target]:
-    """Find what is wrong with an export without its store; return what becomes of thinking, and what is learnt.
+def check_export(config: ExportConfig, section: str = "") -> Thinking:
+    """Find what is wrong with an export without its store; return what becomes of thinking.
 
     Raises
     ------
     ConfigError, SelectionError
-        The output has credentials in its URL, `thinking` is malformed, or the template cannot be used.
+        A URL has credentials, `thinking` is malformed, or the template or the endpoint cannot be used.
     """
-    check_url(config.output)
-    thinking = Thinking.parse(config.thinking)
-    if config.target_text is not None:
-        return thinking, TextTarget(config.target_text)
+    for url in (config.output, config.target_answers):
+        check_url(url or "")
     if config.target_template is not None:
-        return thinking, TemplateTarget.read(config.target_template)
-    return thinking, ColumnTarget(config.target_column or _RESPONSE)
+        TemplateTarget.read(config.target_template)
+    if config.target_endpoint is not None:
+        Endpoint.check(config.target_endpoint, config.target_model, config.target_max_tokens)
+    try:
+        return Thinking.parse(config.thinking)
+    except SelectionError as error:
+        raise SelectionError(f"{section}{error}") from None
+
+
+def _target(config: ExportConfig, options: Mapping[str, object], book: str) -> Target:
+    """Return what is to be learnt. `book` is where an endpoint's answers are kept."""
+    if config.target_text is not None:
+        return TextTarget(config.target_text)
+    template = None if config.target_template is None else TemplateTarget.read(config.target_template)
+    if config.target_endpoint is not None:
+        endpoint = Endpoint.check(config.target_endpoint, config.target_model, config.target_max_tokens)
+        folder, _, name = book.rpartition("/")
+        held = ObjectStore(folder or ".", options if scheme_of(book) == scheme_of(config.output) else {})
+        return EndpointTarget(endpoint, AnswerBook(held, name), template)
+    return template or ColumnTarget(config.target_column or _RESPONSE)
 
 
 def export_selection(
@@ -87,13 +105,15 @@ def export_selection(
     ConfigError, SelectionError, QueryError
         Unknown selection or column, a malformed condition, or no example has a target.
     """
-    thinking, target = check_export(config)
+    thinking = check_export(config)
+    folder, stem, card_name = _places(config.output)
+    answers = config.target_answers or f"{folder}/{f'{stem}.' if stem else ''}{ANSWERS}"
+    target = _target(config, output_options, answers)
     export = ExportRows(catalog, config, thinking, target, notice)
     chosen, without_target = export.choose()
     splits = [TRAIN] * len(chosen)
     if config.validation is not None:
         splits = mixture.split(chosen, config.validation, config.seed)
-    folder, stem, card_name = _places(config.output)
     objects = ObjectStore(folder, output_options)
     with TemporaryDirectory(prefix="cliffstore-export-") as temporary:
         file_bytes = FILE_BYTES if stem is None else None

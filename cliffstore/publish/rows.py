@@ -185,7 +185,7 @@ class ExportRows:
         self, template: str, target: Target, part: str, parameters: list[object], *, text: str, where: str = ""
     ) -> tuple[list[Chosen], int]:
         """Return the examples of a part that have a target, and how many have none."""
-        needed = self.columns.names if target.needs is None else list(target.needs)
+        needed = [name for name in self.columns.names if target.needs is None or name in target.needs]
         group = f"CAST({_quoted(self._config.group_by)} AS VARCHAR)" if self._config.group_by else "NULL"
         statement = template.format(group=group, text=text, columns=_listed(needed), where=where)
         found, without = [], 0

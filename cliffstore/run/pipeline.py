@@ -132,7 +132,7 @@ def check_pipeline(config: PipelineConfig) -> None:
             parse_ranges(layers)
     check_name(config.probe.name, "probe.name")
     check_selection(config.select, "select.")
-    check_export(config.export)
+    check_export(config.export, "export.")
     probe, selection = config.probe.name, config.select.name
     for option, named, made in (
         ("score.probe", ", ".join(config.score.probe), probe),
@@ -145,7 +145,6 @@ def check_pipeline(config: PipelineConfig) -> None:
     if config.cliff.select is not None:
         raise ConfigError("cliff.select: in a pipeline `select` is a section of its own")
     check_url(config.store)
-    check_url(config.export.output)
 
 
 def check_selection(config: SelectConfig, section: str = "") -> None:

@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -307,7 +308,7 @@ def test_selection_without_a_probe(store: Path, tmp_path: Path) -> None:
         held = documents.read(objects, SelectionDocument, layout.selection_document("declined"))
         table = tables.read(objects, layout.selection_table("declined"))
         place = table.schema.get_field_index("probe")
-        nothing = table.column("probe").take([None] * table.num_rows)
+        nothing = pa.nulls(table.num_rows, pa.string())
         content = tables.encode(table.set_column(place, table.schema.field(place), nothing), {})
         objects.put(layout.selection_table("chance"), content)
         documents.put(objects, held.model_copy(update={"name": "chance", "strategy": "random", "probe": ""}))
