@@ -291,6 +291,30 @@ def test_a_file_takes_no_validation_part(store: Path, tmp_path: Path) -> None:
              told="must be a folder")  # fmt: skip
 
 
+def test_several_files_load_and_lead_back_like_one(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    export(store, tmp_path / "one", *MIXED, *REFUSAL)
+    monkeypatch.setattr("cliffstore.publish.shards.GROUP_ROWS", 2)
+    monkeypatch.setattr("cliffstore.publish.export.BATCH", 2)
+    monkeypatch.setattr("cliffstore.publish.export.FILE_BYTES", 1)
+    out = tmp_path / "out"
+    names = [file["name"] for file in export(store, out, *MIXED, *REFUSAL)["files"]]
+    assert len(names) > 4
+    assert names[0].startswith("train-00000-of-")
+    loaded = datasets.load_dataset(str(out), cache_dir=str(tmp_path / "cache"))
+    for split, rows in loaded.items():
+        assert list(rows) == pq.read_table(tmp_path / "one" / f"{split}.parquet").to_pylist()
+    monkeypatch.chdir(out)
+    (command,) = blocks(Path("README.md"), "bash")
+    assert len(ok(*shlex.split(command)[1:], "--format", "json").json) == 12
+    axolotl, factory = [yaml.safe_load(block) for block in blocks(Path("README.md"), "yaml")]
+    assert axolotl["datasets"][0]["data_files"] == [name for name in names if name.startswith("train")]
+    assert {entry["file_name"] for entry in json.loads(blocks(Path("README.md"), "json")[-1]).values()} == set(names)
+    assert len(factory["dataset"].split(",")) == len(axolotl["datasets"][0]["data_files"])
+
+
 def test_files_of_another_export_are_told_of(store: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     export(store, out, "--validation", "25%")
