@@ -64,6 +64,7 @@ class CardFacts:
 def dataset_card(facts: CardFacts) -> str:
     """Return the card as Markdown with the YAML header that dataset hubs read."""
     counts, probe = facts.counts, facts.probe
+    strategy = _coded(facts.selection.strategy)
     by_probe = f" with probe `{probe.name}`" if probe is not None else ""
     mixed = f" {counts.mixed} more are mixed in and teach {_shown(facts.mixed_target)}." if counts.mixed else ""
     left_out = (
@@ -80,7 +81,7 @@ configs:
 ---
 # Training set `{facts.selection.name}`
 
-{counts.rows - counts.mixed} examples, chosen by strategy `{facts.selection.strategy}`{by_probe}; the answer to learn is
+{counts.rows - counts.mixed} examples, chosen by strategy {strategy}{by_probe}; the answer to learn is
 {_shown(facts.target)}.{mixed}{left_out} Thinking: {_shown(facts.thinking)}.
 
 | what | value |
@@ -250,7 +251,16 @@ def _listed(counts: Mapping[str, int]) -> str:
     return ", ".join([*(f"{_shown(name)}: {count}" for name, count in ordered[:_MOST_LISTED]), *more])
 
 
+def _coded(text: str) -> str:
+    """Return any text as code within a line."""
+    return "`" + _one_line(text).replace("`", "'") + "`"
+
+
 def _shown(text: str) -> str:
     """Return any text as one short line that Markdown takes for text."""
+    return _TO_ESCAPE.sub(r"\\\1", _one_line(text))
+
+
+def _one_line(text: str) -> str:
     line = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text[:_LONGEST])
-    return _TO_ESCAPE.sub(r"\\\1", line) + ("…" if len(text) > _LONGEST else "")
+    return line + ("…" if len(text) > _LONGEST else "")

@@ -87,7 +87,7 @@ class TemplateTarget:
 
     @classmethod
     def read(cls, path: str) -> TemplateTarget:
-        """Read a template. It runs in Jinja's sandbox: it reads columns, and reaches nothing else.
+        """Read a template. It runs in Jinja's sandbox: it reads columns, and reaches nothing else. Null is no text.
 
         Raises
         ------
@@ -107,7 +107,9 @@ class TemplateTarget:
             raise SelectionError(f"template {path} is not text in UTF-8") from None
         if len(content) > _LARGEST_TEMPLATE:
             raise SelectionError(f"template {path} is larger than {_LARGEST_TEMPLATE:,} bytes")
-        environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
+        environment = ImmutableSandboxedEnvironment(
+            undefined=StrictUndefined, autoescape=False, finalize=lambda value: "" if value is None else value
+        )
         try:
             template = environment.from_string(text)
         except TemplateSyntaxError as error:

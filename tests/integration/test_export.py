@@ -17,6 +17,7 @@ import yaml
 from commands import ok, run_cli, snapshot, write_jsonl
 from conftest import PROBE, SELECTION, Built, corpus_rows
 
+from cliffstore.errors import ConfigError
 from cliffstore.run.store import Store
 from cliffstore.schema import TRAINING_SETS, SelectionDocument
 from cliffstore.store import documents, layout, tables
@@ -219,7 +220,7 @@ def test_card_makes_messages_for_those_who_read_nothing_else(
 
 def test_template_is_over_columns_of_the_example(store: Path, tmp_path: Path) -> None:
     template = tmp_path / "answer.jinja"
-    template.write_text("I will not write about {{ topic }}{% if label == '1' %}, {{ id }}{% endif %}.\n")
+    template.write_text("I will not write about {{ topic }}{% if label == '1' %}, {{ id }}{% endif %}{{ system }}.\n")
     export(store, tmp_path / "out", "--target-template", template, "--thinking", "drop")
     for row in rows_of(tmp_path / "out" / "train.parquet"):
         topic = next(one["topic"] for one in corpus_rows() if one["id"] == row["id"])
@@ -313,6 +314,17 @@ def test_several_files_load_and_lead_back_like_one(
     assert axolotl["datasets"][0]["data_files"] == [name for name in names if name.startswith("train")]
     assert {entry["file_name"] for entry in json.loads(blocks(Path("README.md"), "json")[-1]).values()} == set(names)
     assert len(factory["dataset"].split(",")) == len(axolotl["datasets"][0]["data_files"])
+
+
+def test_from_python(store: Path, tmp_path: Path) -> None:
+    export(store, tmp_path / "cli", "--format", "alpaca", *MIXED, *REFUSAL)
+    with Store(str(store)) as opened:
+        asked = {"mix": 0.5, "mix_where": "label = '0'", "validation": 0.25, "target_text": REFUSAL[1]}
+        report = opened.export("declined", str(tmp_path / "python"), format="alpaca", **asked)
+        with pytest.raises(ConfigError, match="option colour is not known"):
+            opened.export("declined", str(tmp_path / "python"), colour="blue")
+    assert (report.rows, report.mixed, report.validation) == (12, 6, 4)
+    assert snapshot(tmp_path / "python") == snapshot(tmp_path / "cli")
 
 
 def test_files_of_another_export_are_told_of(store: Path, tmp_path: Path) -> None:
