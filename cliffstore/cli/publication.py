@@ -73,8 +73,8 @@ def export(
     target_endpoint: Annotated[
         str | None,
         typer.Option(
-            help="URL up to /v1 of a model that answers; with a template, that is what it is asked. Its key is read from "
-            "CLIFFSTORE_ENDPOINT_KEY."
+            help="URL up to /v1 of a model that answers; with a template, that is what it is asked. Its key is read "
+            "from CLIFFSTORE_ENDPOINT_KEY."
         ),
     ] = None,
     target_model: Annotated[str | None, typer.Option(help="Model that the endpoint is asked for.")] = None,

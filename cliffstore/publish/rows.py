@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
@@ -246,11 +247,15 @@ def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 
 def public_url(url: str) -> str:
-    """Return a URL without user name, password and query, which may be secrets."""
+    """Return a URL without user name, password and query, which may be secrets; a path from the root on."""
     parts = urlsplit(url)
-    if not parts.scheme or parts.scheme == "file":
-        return url
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    if not parts.scheme:
+        return str(Path(url).absolute())
+    return (
+        url
+        if parts.scheme == "file"
+        else urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    )
 
 
 def _read_selection(catalog: Catalog, name: str) -> SelectionDocument:

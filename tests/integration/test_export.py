@@ -327,6 +327,15 @@ def test_from_python(store: Path, tmp_path: Path) -> None:
     assert snapshot(tmp_path / "python") == snapshot(tmp_path / "cli")
 
 
+def test_a_store_by_a_relative_path_is_found_from_elsewhere(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export(store, tmp_path / "absolute")
+    monkeypatch.chdir(store.parent)
+    export(Path(store.name), tmp_path / "relative")
+    assert snapshot(tmp_path / "relative") == snapshot(tmp_path / "absolute")
+
+
 def test_files_of_another_export_are_told_of(store: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     export(store, out, "--validation", "25%")
