@@ -216,7 +216,7 @@ def test_what_is_there_is_not_done_again(built: Built, tmp_path: Path, monkeypat
     def never(*_: object, **__: object) -> None:
         pytest.fail("done again")
 
-    monkeypatch.setattr("cliffstore.run.store.fit_probe", never)
+    monkeypatch.setattr("cliffstore.run.fitting.fit_probe", never)
     monkeypatch.setattr("cliffstore.analyze.cliff.cliff_table", never)
     again = run_pipeline(config, LineReporter())
     for stage in ("probe", "cliff", "select", "export"):
