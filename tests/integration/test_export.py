@@ -57,7 +57,7 @@ def test_two_exports_are_the_same_bytes(format: str, store: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_datasets_duckdb_and_arrow_read_it(
+def test_datasets_duckdb_polars_and_arrow_read_it(
     format: str, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     datasets = pytest.importorskip("datasets")
@@ -69,6 +69,9 @@ def test_datasets_duckdb_and_arrow_read_it(
     assert sizes["train"] + sizes["validation"] == 12
     found = duckdb.connect().sql(f"SELECT id, part FROM read_parquet('{out}/*.parquet')").fetchall()
     assert sorted(found) == sorted((row["id"], row["part"]) for rows in loaded.values() for row in rows)
+    frame = pytest.importorskip("polars").read_parquet(f"{out}/*.parquet")
+    assert sorted(frame.select("id", "part").rows()) == sorted(found)
+    assert frame.select(TRAINING_SETS[format].names).shape == (12, len(TRAINING_SETS[format]))
     parts = [part for _, part in found]
     assert (parts.count("selected"), parts.count("mixed")) == (6, 6)
     for file in report["files"]:
