@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cliffstore.cli.output import Json, OptionsFrom, StoreUrl, open_store
-from cliffstore.cli.results import FORMATS, saving, show, write
+from cliffstore.cli.results import FORMATS, show, write
 from cliffstore.errors import ConfigError, QueryError
+from cliffstore.run.saving import saving
 
 if TYPE_CHECKING:
     from cliffstore.run.store import Store

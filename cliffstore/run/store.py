@@ -12,10 +12,12 @@ import pyarrow as pa
 
 from cliffstore.access import scheme_of
 from cliffstore.analyze.cliff import CliffReport, rank_cliffs
+from cliffstore.analyze.clipping import KEEP
 from cliffstore.config import ExportConfig, check_name
 from cliffstore.errors import ProbeError
 from cliffstore.publish.export import ExportReport, export_selection
 from cliffstore.publish.selection import SelectionReport, select_examples
+from cliffstore.run.clipping import ClipReport, KeptFigures, clip_corpus, clip_figures
 from cliffstore.run.description import describe_store
 from cliffstore.run.directions import write_direction
 from cliffstore.run.origins import Origins
@@ -338,6 +340,16 @@ class Store:
                 self._reporter.notice(f"{count} of {report.examples} examples {what}")
         self.refresh()
         return report
+
+    def clip(self, output: str, *, keep: Sequence[float] = KEEP, where: str | None = None) -> ClipReport:
+        """Write a corpus of the examples' thinking cut to percentages; see `run.clipping.clip_corpus`."""
+        return clip_corpus(
+            self.catalog, output, tuple(keep), where, self.storage_options_for(output), self._reporter.notice
+        )
+
+    def clip_report(self, probe: str, *, where: str | None = None) -> tuple[KeptFigures, ...]:
+        """Return the scores of clipped examples by fraction kept; see `run.clipping.clip_figures`."""
+        return clip_figures(self.catalog, probe, where, self._reporter.notice)
 
     def select(
         self,
