@@ -315,6 +315,8 @@ class CliffsDocument(Document):
     probe_digest: str
     capture: str
     scores: str = Field(description="sha256 over the digests of the scores that they were made from")
+    plateau: str = Field(default="mean", description="statistic over the thinking: mean, median, max or q0.9")
+    window: str = Field(default="all", description="which thinking tokens it is over: all, last:32 or first:50%")
     examples: int
     partial_thinking: int = Field(description="examples whose plateau is that of a part of their thinking")
     digest: str = Field(description="sha256 of the table's bytes")
@@ -420,6 +422,7 @@ CLIFFS = _schema(
     ("cliff", pa.float64()),
     ("n_think", pa.int32()),
     ("steepest_position", pa.int32()),
+    ("n_steep", pa.int32()),
 )
 
 HEADS = _schema(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ParamSpec
 
-from cliffstore.analyze.cliff import rank_cliffs
+from cliffstore.analyze.cliff import rank_cliffs, rule_of
 from cliffstore.errors import CliffstoreError, CorpusError, InterruptedRunError, ProbeError
 from cliffstore.publish.selection import select_examples
 from cliffstore.run.origins import Origins, extraction_of, scoring_of, tables_again
@@ -198,8 +198,7 @@ class _Repair:
     def _rank(self, probe: str) -> str | None:
         key = layout.cliffs_document(probe)
         before = documents.read(self.objects, CliffsDocument, key) if self.objects.exists(key) else None
-        with Catalog(self._reader()) as catalog:
-            rank_cliffs(catalog, probe)
+        rank_cliffs(self._reader(), probe, rule_of(self.objects, probe))
         after = documents.read(self.objects, CliffsDocument, key)
         return _remark(before is None or before.digest == after.digest)
 

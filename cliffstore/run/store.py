@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from cliffstore.access import scheme_of
 from cliffstore.analyze.cliff import CliffReport, rank_cliffs
+from cliffstore.analyze.plateau import PlateauRule
 from cliffstore.config import check_name
 from cliffstore.errors import ProbeError
 from cliffstore.publish.export import ExportReport, export_selection
@@ -325,9 +326,22 @@ class Store:
         finally:
             self.refresh()
 
-    def cliff(self, probe: str) -> CliffReport:
-        """Rank examples by cliff; the result is the view `cliffs`."""
-        report = rank_cliffs(self.catalog, probe)
+    def cliff(self, probe: str, *, plateau: str = "mean", window: str = "all") -> CliffReport:
+        """Rank examples by cliff; the result is the view `cliffs`.
+
+        Parameters
+        ----------
+        plateau : mean, median, max, or a quantile such as q0.9, of the scores over the thinking
+        window : all thinking tokens, or some: last:32, first:50%
+
+        Raises
+        ------
+        ConfigError, ProbeError
+            Plateau or window is none; or there is no such probe, or no scores of it.
+        """
+        report = rank_cliffs(self.reader, probe, PlateauRule.parse(plateau, window))
+        if report.replaced:
+            self._reporter.notice(f"the cliffs of {probe} by the {report.replaced} are replaced")
         for count, what in (
             (report.without_thinking, "have no stored thinking, hence no cliff"),
             (report.without_decision, "have no stored decision position, hence no cliff"),
