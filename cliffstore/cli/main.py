@@ -15,7 +15,7 @@ import typer
 from typer.exceptions import TyperException
 
 from cliffstore import __version__
-from cliffstore.cli import analysis, demo, extraction, inspection, pipeline, probes, publication, query
+from cliffstore.cli import analysis, cliffs, curves, demo, extraction, inspection, pipeline, probes, publication, query
 from cliffstore.errors import CliffstoreError
 from cliffstore.run.events import emit
 from cliffstore.run.progress import wants_events
@@ -27,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=True,
 )
-for module in (demo, extraction, inspection, query, probes, analysis, publication, pipeline):
+for module in (demo, extraction, inspection, query, probes, analysis, cliffs, curves, publication, pipeline):
     module.add_to(app)
 
 

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 
 from cliffstore.access import check_url
 from cliffstore.analyze.cliff import CliffReport
+from cliffstore.analyze.plateau import PlateauRule
 from cliffstore.config import PipelineConfig, SelectConfig, check_name, parse_ranges
 from cliffstore.errors import ConfigError
 from cliffstore.publish.export import FORMATS, ExportReport
@@ -67,7 +68,7 @@ def run_pipeline(config: PipelineConfig, reporter: Reporter) -> PipelineReport:
         reporter.stage(f"probe: {'; '.join(describe_probe(probe).splitlines())}")
         scored = store.score(**config.score.model_dump(exclude=IN_STORE))
         reporter.stage(f"score: {scored.tokens:,} tokens now, {scored.units_done_before} units had scores")
-        ranked = store.cliff(config.cliff.probe)
+        ranked = store.cliff(config.cliff.probe[0], plateau=config.cliff.plateau, window=config.cliff.window)
         reporter.stage(f"cliff: {ranked.examples - ranked.without_thinking:,} examples with thinking ranked")
         selected = select_in(store, config.select)
         reporter.stage(f"select: {selected.chosen} of {selected.candidates} examples")
@@ -131,13 +132,14 @@ def check_pipeline(config: PipelineConfig) -> None:
         if layers.strip() != "all":
             parse_ranges(layers)
     check_name(config.probe.name, "probe.name")
+    PlateauRule.parse(config.cliff.plateau, config.cliff.window)
     check_selection(config.select, "select.")
     if config.export.format not in FORMATS:
         raise ConfigError(f"export.format {config.export.format!r} is not known: choose from {', '.join(FORMATS)}")
     probe, selection = config.probe.name, config.select.name
     for option, named, made in (
         ("score.probe", ", ".join(config.score.probe), probe),
-        ("cliff.probe", config.cliff.probe, probe),
+        ("cliff.probe", ", ".join(config.cliff.probe), probe),
         ("select.probe", config.select.probe, probe),
         ("export.selection", config.export.selection, selection),
     ):

@@ -11,9 +11,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cliffstore.access import scheme_of
+from cliffstore.analyze.aligned import Distances
 from cliffstore.analyze.cliff import CliffReport, rank_cliffs
+from cliffstore.analyze.comparison import ProbeCliffs, compare_cliffs
+from cliffstore.analyze.curves import CurveSettings, mean_curves
 from cliffstore.analyze.plateau import PlateauRule
-from cliffstore.config import check_name
+from cliffstore.analyze.random_directions import random_directions
+from cliffstore.config import CurveConfig, check_name
 from cliffstore.errors import ProbeError
 from cliffstore.publish.export import ExportReport, export_selection
 from cliffstore.publish.selection import SelectionReport, select_examples
@@ -25,6 +29,7 @@ from cliffstore.run.repair import RepairReport, repair_store
 from cliffstore.run.scoring import ScoringReport, score_store
 from cliffstore.run.verification import verify
 from cliffstore.schema import ProbeDocument
+from cliffstore.settings import read_config
 from cliffstore.store.activations import Activations, find_activations
 from cliffstore.store.catalog import Catalog, Parameters, arrow_table
 from cliffstore.store.probes import read_probe
@@ -299,6 +304,24 @@ class Store:
         self.refresh()
         return document
 
+    def random_probes(self, like: str, n: int = 5, *, seed: int = 0, replace: bool = False) -> list[ProbeDocument]:
+        """Keep random directions as probes, a control for another probe: its site, layer and norm, with b = 0.
+
+        They are called `<like>-random-<seed>-0` and so on; a name and a width give the same direction everywhere.
+
+        Raises
+        ------
+        ConfigError, ProbeError, StoreError
+            There is no such probe, or another one has such a name.
+        """
+        document, weights = read_probe(self.reader.objects, like)
+        place = {"site": document.site, "model": document.alias, "positions": document.positions}
+        found = []
+        for number, w_D in enumerate(random_directions(weights.w_D, n, seed)):
+            name = f"{like}-random-{seed}-{number}"
+            found.append(self.import_probe(name, w_D, layer=document.layer, bias=0.0, replace=replace, **place))
+        return found
+
     def export_probe(self, name: str, output: str) -> ProbeDocument:
         """Write a probe to a `.safetensors`, `.npz` or `.npy` file; path or URL.
 
@@ -351,6 +374,33 @@ class Store:
                 self._reporter.notice(f"{count} of {report.examples} examples {what}")
         self.refresh()
         return report
+
+    def curves(self, probe: str | Sequence[str], *, positions: str = "-64..0", **settings: object) -> pa.Table:
+        """Return mean curves: the score by distance from the decision position; nothing is padded.
+
+        Columns: probe, group, to_decision, n (examples that have a score there), mean, and the edges low and high of
+        a bootstrap band over examples.
+
+        Parameters
+        ----------
+        probe : one name or several
+        positions : distances from the decision position
+        settings : other fields of `CurveConfig`: `group_by`, `where`, `resamples`, `level`, `seed`, `all_tokens`
+
+        Raises
+        ------
+        ConfigError, ProbeError, QueryError
+            Curves cannot be drawn as asked.
+        """
+        probes = (probe,) if isinstance(probe, str) else tuple(probe)
+        asked = read_config(CurveConfig, None, {"store": "", "probe": probes, "positions": positions, **settings})
+        chosen = asked.model_dump(exclude={"store", "storage_options", "probe", "positions"})
+        distances = Distances.parse(asked.positions)
+        return mean_curves(self.catalog, probes, CurveSettings(distances, **chosen), self._reporter.notice)
+
+    def compare_cliffs(self, probes: Sequence[str]) -> list[ProbeCliffs]:
+        """Return figures of the cliffs of probes, ranked before, and their rank correlation with the first one's."""
+        return compare_cliffs(self.catalog, probes)
 
     def select(
         self,
