@@ -76,6 +76,7 @@ class ScoreStore:
     examples_per_unit: int = 8
     mean_think: int = 12
     without_thinking: float = 0.1
+    prompt: str = "question"
     seed: int = 0
 
     def planted(self, unit: int) -> PlantedUnit:
@@ -119,7 +120,6 @@ class ScoreStore:
         writer.create_manifest(objects, made_up_manifest(self.unit_rows))
         capture = made_up_capture("capture-of-scores", 1)
         documents.create(objects, capture)
-        write_probe(objects, *make_probe(capture, probe), replace=False)
         n_tokens = 0
         with TemporaryDirectory() as folder:
             tables = PlanWriter(Path(folder), PLAN, EXAMPLES, {"plan": PLAN})
@@ -127,21 +127,23 @@ class ScoreStore:
                 planted = self.planted(unit)
                 n_tokens += len(planted.example_N)
                 part, row_group = tables.place()
-                tables.add(self._planned(unit, planted, part, row_group), _examples(unit, planted), self._tokens(unit))
+                tables.add(
+                    self._planned(unit, planted, part, row_group), self._examples(unit, planted), self._tokens(unit)
+                )
             digests = tables.finish([SKIPPED.empty_table()])
             put_tables(objects, PLAN, Path(folder), digests)
         n_examples = self.n_units * self.examples_per_unit
         plan = made_up_plan(PLAN, n_examples=n_examples, n_tokens=n_tokens, n_units=self.n_units, tables=digests)
         writer.commit_plan(objects, plan)
-        self.score(objects, probe)
+        self.add_probe(objects, probe)
 
-    def score(self, objects: ObjectStore, probe: str = "planted") -> None:
-        """Write the scores of every unit, for a probe that is there."""
-        capture = made_up_capture("capture-of-scores", 1)
-        document, _ = make_probe(capture, probe)
+    def add_probe(self, objects: ObjectStore, probe: str, *, scale: float = 1.0, seed: int = 0) -> None:
+        """Write a probe and its scores of every unit, which are those that were planted, times `scale`."""
+        document, weights = make_probe(made_up_capture("capture-of-scores", 1), probe, seed=seed)
+        write_probe(objects, document, weights, replace=False)
         key = ProbeKey(probe, document.digest, document.capture)
         for unit in range(self.n_units):
-            score_N = self.planted(unit).score_N
+            score_N = self.planted(unit).score_N * np.float32(scale)
             write_unit_scores(
                 objects, PLAN, key, unit, self._tokens(unit), unit * self.unit_rows, score_N,
                 attempt=1, worker="host:1", seconds=0.0,
@@ -169,21 +171,20 @@ class ScoreStore:
         ]
         return pa.table(columns, schema=TOKENS)
 
-
-def _examples(unit: int, planted: PlantedUnit) -> pa.Table:
-    n = planted.n_examples
-    ordinals = range(planted.first_example, planted.first_example + n)
-    thinking = [f"{n_think} words" if n_think else None for n_think in planted.n_think_E]
-    columns = {
-        "example": pa.array(ordinals, pa.int64()),
-        "id": pa.array([f"e{example}" for example in ordinals]),
-        "unit": pa.repeat(pa.scalar(unit, pa.int32()), n),
-        "n_tokens": pa.array(planted.n_tokens_E.astype(np.int32)),
-        "decision": pa.array(planted.decision_E.astype(np.int32)),
-        "prompt": pa.array([f"question {example}" for example in ordinals]),
-        "thinking": pa.array(thinking, pa.string()),
-        "label": pa.array([str(example % 2) for example in ordinals]),
-        "source": pa.array(["even" if example % 3 else "third" for example in ordinals]),
-        "digest": pa.repeat("0", n),
-    }
-    return pa.table([columns.get(field.name, pa.nulls(n)).cast(field.type) for field in EXAMPLES], schema=EXAMPLES)
+    def _examples(self, unit: int, planted: PlantedUnit) -> pa.Table:
+        n = planted.n_examples
+        ordinals = range(planted.first_example, planted.first_example + n)
+        thinking = [f"{n_think} words" if n_think else None for n_think in planted.n_think_E]
+        columns = {
+            "example": pa.array(ordinals, pa.int64()),
+            "id": pa.array([f"e{example}" for example in ordinals]),
+            "unit": pa.repeat(pa.scalar(unit, pa.int32()), n),
+            "n_tokens": pa.array(planted.n_tokens_E.astype(np.int32)),
+            "decision": pa.array(planted.decision_E.astype(np.int32)),
+            "prompt": pa.array([f"{self.prompt} {example}" for example in ordinals]),
+            "thinking": pa.array(thinking, pa.string()),
+            "label": pa.array([str(example % 2) for example in ordinals]),
+            "source": pa.array(["even" if example % 3 else "third" for example in ordinals]),
+            "digest": pa.repeat("0", n),
+        }
+        return pa.table([columns.get(field.name, pa.nulls(n)).cast(field.type) for field in EXAMPLES], schema=EXAMPLES)
