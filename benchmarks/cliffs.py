@@ -1,4 +1,4 @@
-"""Ranking the examples of a store by cliff: seconds and memory, beside the same in SQL.
+"""Ranking the examples of a store by cliff, and curves with bands: seconds and memory, beside cliffs in SQL.
 
 usage: python benchmarks/cliffs.py [--tokens 100000000] [--rounds 3] [--sql] [--folder DIR]
 
@@ -7,7 +7,8 @@ and of unequal length, one example in twenty without thinking, about 65,536 toke
 0.6 GB. Each round is a process of its own that opens the store, computes and writes the cliffs, and says how long
 `Store.cliff` took and what memory the process had at most (`ru_maxrss`, libraries and all). Files are in the page cache
 where the machine has room for them. With `--sql`, the definition in SQL (tests/cliff_sql.py) runs too, with 2 GB of
-memory before DuckDB spills. Equal results are checked where both ran.
+memory before DuckDB spills, and whether its cliffs are equal is said. Curves are those of two labels, 65 distances with
+bands of 1,000 resamples.
 
 With `--folder` the store stays, and is used again.
 """
@@ -39,11 +40,12 @@ from cliffstore.store.objects import ObjectStore  # noqa: E402
 from cliffstore.store.session import QueryLimits  # noqa: E402
 
 PROBE = "planted"
+RESAMPLES = 1_000
 TOKENS_PER_EXAMPLE, EXAMPLES_PER_UNIT = 200, 328
 RULES = {
     "mean": ("mean", "all"), "median": ("median", "all"), "q0.9 of last:32": ("q0.9", "last:32")
 }  # fmt: skip
-SQL = "SQL"
+SQL, CURVES = "SQL", "curves by label"
 
 
 def make(store: Path, tokens: int) -> None:
@@ -58,14 +60,16 @@ def rank(store: str, what: str) -> dict[str, object]:
     """Rank once, in this process. Return figures, and a digest of the cliffs."""
     with Store(store, reporter=Silent(), limits=QueryLimits("2GB")) as opened:
         begin = time.perf_counter()
-        if what == SQL:
+        if what == CURVES:
+            table = opened.curves(PROBE, group_by="label", positions="-64..0", resamples=RESAMPLES)
+        elif what == SQL:
             table = opened.catalog.arrow(CLIFF_SQL, {"probe": PROBE})
         else:
             plateau, window = RULES[what]
             report = opened.cliff(PROBE, plateau=plateau, window=window)
         seconds = time.perf_counter() - begin
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        if what != SQL:
+        if what in RULES:
             assert report.examples > report.without_thinking > 0
             table = opened.catalog.arrow("SELECT * EXCLUDE (probe, n_steep) FROM cliffs ORDER BY example")
         n_tokens = opened.catalog.arrow("SELECT sum(n_tokens)::BIGINT AS n FROM units")["n"][0].as_py()
@@ -101,7 +105,7 @@ def main() -> None:
         store = given.folder or Path(temporary) / "store"
         if not (store / "manifest.json").exists():
             make(store, given.tokens)
-        names = [*RULES, *([SQL] if given.sql else [])]
+        names = [*RULES, CURVES, *([SQL] if given.sql else [])]
         rounds = [{name: in_a_process(str(store), name) for name in names} for _ in range(given.rounds)]
     one = rounds[0]["mean"]
     print(f"{one['tokens']:,} scores of {one['examples']:,} examples, {os.cpu_count()} CPUs, {given.rounds} rounds")

@@ -8,7 +8,7 @@ distances, and the mean of each distance is taken over those drawn that have one
 quantiles of such means. A seed decides the draws. Cost: resamples x examples x distances multiplications, in matrix
 products, and memory for the scores at these distances.
 
-Legend: E examples, W distances, B resamples.
+Legend: E examples, L some of them, W distances, X these twice: sums and counts, B resamples.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ CURVES = pa.schema(
 )
 """`low` and `high` are null where no resamples were asked for."""
 
-_DRAWS, _LINES = 64, 8_192
+_DRAWS, _LINES = 256, 2_048
 """Resamples and examples of one matrix product."""
 _MOST_GROUPS = 1_000
 
@@ -172,13 +172,13 @@ def _bands(
     for first in range(0, settings.resamples, _DRAWS):
         last = min(first + _DRAWS, settings.resamples)
         times_BE = np.stack([_drawn(generator, n_E) for _ in range(first, last)])
-        sum_BW, n_BW = np.zeros((2, last - first, n_W))
+        sums_BX = np.zeros((last - first, 2 * n_W))
         for begin in range(0, n_E, _LINES):
             lines = slice(begin, begin + _LINES)
-            times_BL = times_BE[:, lines].astype(np.float64)
             there_LW = is_there_EW[lines]
-            sum_BW += times_BL @ np.where(there_LW, score_EW[lines], 0.0).astype(np.float64)
-            n_BW += times_BL @ there_LW.astype(np.float64)
+            both_LX = np.concatenate([np.where(there_LW, score_EW[lines], 0.0), there_LW], axis=1, dtype=np.float64)
+            sums_BX += times_BE[:, lines].astype(np.float64) @ both_LX
+        sum_BW, n_BW = sums_BX[:, :n_W], sums_BX[:, n_W:]
         np.divide(sum_BW, n_BW, out=means_BW[first:last], where=n_BW > 0)
     edges_2W = np.full((2, n_W), np.nan)
     held_W = is_there_EW.any(axis=0)

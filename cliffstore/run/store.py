@@ -11,13 +11,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cliffstore.access import scheme_of
-from cliffstore.analyze.aligned import Distances
-from cliffstore.analyze.cliff import CliffReport, rank_cliffs
+from cliffstore.analyze.cliff import CliffReport
 from cliffstore.analyze.comparison import ProbeCliffs, compare_cliffs
-from cliffstore.analyze.curves import CurveSettings, mean_curves
-from cliffstore.analyze.plateau import PlateauRule
 from cliffstore.analyze.random_directions import random_directions
-from cliffstore.config import CurveConfig, check_name
+from cliffstore.config import check_name
 from cliffstore.errors import ProbeError
 from cliffstore.publish.export import ExportReport, export_selection
 from cliffstore.publish.selection import SelectionReport, select_examples
@@ -25,11 +22,11 @@ from cliffstore.run.description import describe_store
 from cliffstore.run.directions import write_direction
 from cliffstore.run.origins import Origins
 from cliffstore.run.progress import LineReporter, Reporter
+from cliffstore.run.ranking import draw_curves, rank
 from cliffstore.run.repair import RepairReport, repair_store
 from cliffstore.run.scoring import ScoringReport, score_store
 from cliffstore.run.verification import verify
 from cliffstore.schema import ProbeDocument
-from cliffstore.settings import read_config
 from cliffstore.store.activations import Activations, find_activations
 from cliffstore.store.catalog import Catalog, Parameters, arrow_table
 from cliffstore.store.probes import read_probe
@@ -362,16 +359,7 @@ class Store:
         ConfigError, ProbeError
             Plateau or window is none; or there is no such probe, or no scores of it.
         """
-        report = rank_cliffs(self.reader, probe, PlateauRule.parse(plateau, window))
-        if report.replaced:
-            self._reporter.notice(f"the cliffs of {probe} by the {report.replaced} are replaced")
-        for count, what in (
-            (report.without_thinking, "have no stored thinking, hence no cliff"),
-            (report.without_decision, "have no stored decision position, hence no cliff"),
-            (report.partial_thinking, "have a plateau over that part of their thinking which is stored"),
-        ):
-            if count:
-                self._reporter.notice(f"{count} of {report.examples} examples {what}")
+        report = rank(self.reader, probe, plateau, window, self._reporter)
         self.refresh()
         return report
 
@@ -393,10 +381,7 @@ class Store:
             Curves cannot be drawn as asked.
         """
         probes = (probe,) if isinstance(probe, str) else tuple(probe)
-        asked = read_config(CurveConfig, None, {"store": "", "probe": probes, "positions": positions, **settings})
-        chosen = asked.model_dump(exclude={"store", "storage_options", "probe", "positions"})
-        distances = Distances.parse(asked.positions)
-        return mean_curves(self.catalog, probes, CurveSettings(distances, **chosen), self._reporter.notice)
+        return draw_curves(self.catalog, probes, positions, settings, self._reporter)
 
     def compare_cliffs(self, probes: Sequence[str]) -> list[ProbeCliffs]:
         """Return figures of the cliffs of probes, ranked before, and their rank correlation with the first one's."""

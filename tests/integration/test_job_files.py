@@ -293,6 +293,7 @@ MISTAKES: list[tuple[str, Change, tuple[str, ...]]] = [
     ("store in a section", lambda p: p["score"].update(store="x"), ("score.store", "once")),
     ("another probe", lambda p: p["score"].update(probe="other"), ("score.probe", "other", "refusal")),
     ("another selection", lambda p: p["export"].update(selection="other"), ("export.selection", "other", "worst")),
+    ("a plateau that is none", lambda p: p["cliff"].update(plateau="mode"), ("'mode'", "median")),
     ("a section in a section", lambda p: p["cliff"].update(select={"name": "s", "top": 1}), ("cliff.select",)),
     ("scores alone", lambda p: p["extract"].update(probe="refusal"), ("extract.probe",)),
     ("output with a password", lambda p: p["export"].update(output="s3://me:hush@bucket/x"), ("s3://…@bucket/x",)),
