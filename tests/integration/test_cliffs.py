@@ -140,7 +140,7 @@ def test_bands_are_those_of_a_bootstrap_over_examples(store: Store) -> None:
     curves = [dict(curve) for _, curve in planted_curves() if curve]
     table = store.curves(PROBE, positions="-12..0", resamples=4_000).to_pylist()
     generator = np.random.default_rng(7)
-    draws = [generator.integers(len(curves), size=len(curves)) for _ in range(2_000)]
+    draws = [generator.integers(len(curves), size=len(curves)) for _ in range(4_000)]
     for at in (-12, 0):
         means = []
         for drawn in draws:
@@ -150,8 +150,8 @@ def test_bands_are_those_of_a_bootstrap_over_examples(store: Store) -> None:
         row = next(row for row in table if row["to_decision"] == at)
         low, high = np.quantile(means, [0.025, 0.975])
         width = high - low
-        assert abs(row["low"] - low) < 0.1 * width
-        assert abs(row["high"] - high) < 0.1 * width
+        assert abs(row["low"] - low) < 0.05 * width
+        assert abs(row["high"] - high) < 0.05 * width
 
 
 def test_curves_of_chosen_examples(store: Store) -> None:
