@@ -44,7 +44,7 @@ def test_sections_share_store_and_names(tmp_path: Path) -> None:
     for section in sections:
         assert section.store == "s3://bucket/acts"
         assert section.storage_options == {"endpoint_url": "http://127.0.0.1:9000"}
-    assert {*found.score.probe, found.cliff.probe, found.select.probe, found.probe.name} == {"refusal"}
+    assert {*found.score.probe, *found.cliff.probe, found.select.probe, found.probe.name} == {"refusal"}
     assert (found.export.selection, found.select.top, found.extract.pass_tokens) == ("worst", "7", 64)
 
 
