@@ -2,7 +2,7 @@
 
 usage: python benchmarks/cliffs.py [--tokens 100000000] [--rounds 3] [--sql] [--folder DIR]
 
-The store is synthetic (tests/score_store.py), on a local disk: scores of one probe, of 200 tokens an example on average
+The store is synthetic (tests/score_store.py), on a local disk: scores of one probe, of some 195 tokens an example on average
 and of unequal length, one example in twenty without thinking, about 65,536 tokens a unit. 100,000,000 tokens take
 0.6 GB. Each round is a process of its own that opens the store, computes and writes the cliffs, and says how long
 `Store.cliff` took and what memory the process had at most (`ru_maxrss`, libraries and all). Files are in the page cache
@@ -41,7 +41,7 @@ from cliffstore.store.session import QueryLimits  # noqa: E402
 
 PROBE = "planted"
 RESAMPLES = 1_000
-TOKENS_PER_EXAMPLE, EXAMPLES_PER_UNIT = 200, 328
+TOKENS_PER_EXAMPLE, EXAMPLES_PER_UNIT = 194, 328
 RULES = {
     "mean": ("mean", "all"), "median": ("median", "all"), "q0.9 of last:32": ("q0.9", "last:32")
 }  # fmt: skip

@@ -68,7 +68,7 @@ class ScoreStore:
 
     Attributes
     ----------
-    examples_per_unit : of 200 tokens on average, where `mean_think` is 149
+    examples_per_unit : of some 195 tokens on average, where `mean_think` is 149
     without_thinking : share of examples
     """
 
