@@ -2,9 +2,9 @@
 
 usage: python benchmarks/cliffs.py [--tokens 100000000] [--rounds 3] [--sql] [--folder DIR]
 
-The store is synthetic (tests/score_store.py), on a local disk: scores of one probe, of some 195 tokens an example on average
-and of unequal length, one example in twenty without thinking, about 65,536 tokens a unit. 100,000,000 tokens take
-0.6 GB. Each round is a process of its own that opens the store, computes and writes the cliffs, and says how long
+The store is synthetic (tests/score_store.py), on a local disk: scores of one probe, for some 195 tokens an example on
+average and of unequal length, one example in twenty without thinking, about 65,536 tokens a unit. 100,000,000 tokens
+take 0.6 GB. Each round is a process of its own that opens the store, computes and writes the cliffs, and says how long
 `Store.cliff` took and what memory the process had at most (`ru_maxrss`, libraries and all). Files are in the page cache
 where the machine has room for them. With `--sql`, the definition in SQL (tests/cliff_sql.py) runs too, with 2 GB of
 memory before DuckDB spills, and whether its cliffs are equal is said. Curves are those of two labels, 65 distances with
