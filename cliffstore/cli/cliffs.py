@@ -37,7 +37,7 @@ WHERE c.probe = $1 AND c.cliff IS NOT NULL AND ($3 IS NULL OR e.label = $3)
 ORDER BY c.cliff DESC, e.id LIMIT $2
 """
 _OTHERS = "SELECT probe, example, cliff FROM cliffs WHERE list_contains($1, example)"
-_TOKENS_SHOWN = 24
+_TOKENS_SHOWN, _NAME_WIDTH = 24, 12
 
 
 def add_to(app: typer.Typer) -> None:
@@ -87,23 +87,31 @@ def cliff(
         selection = {"select": asdict(selected)} if selected is not None else {}
         print_json({**asdict(reports[0]), **several, **figures, "top": top_rows, **selection})
         return
-    columns = ["cliff", *(f"cliff of {name}" for name in names[1:]), "plateau", "final", "n_think", "n_steep", "curve"]
-    columns += ["id", "label", "prompt"]
+    figures, texts = ["plateau", "final", "n_think", "n_steep"], ["id", "label", "prompt"]
     cells = [
-        {
-            **row,
-            "curve": lines.get(row["example"], ""),
-            **{f"cliff of {name}": value for name, value in others.get(row["example"], {}).items()},
-        }
+        [
+            row["cliff"],
+            *others.get(row["example"], {}).values(),
+            *(row[name] for name in figures),
+            lines.get(row["example"], ""),
+            *(row[name] for name in texts),
+        ]
         for row in rows
     ]
-    print_table(columns, [[row.get(column) for column in columns] for row in cells])
+    print_table(["cliff", *map(_heading, names[1:]), *figures, "curve", *texts], cells)
     if compared:
         print()
         figures_of = [asdict(one) for one in compared]
         print_table(list(figures_of[0]), [list(one.values()) for one in figures_of])
     if selected is not None:
         print(f"\n{describe_selection(selected)}")
+
+
+def _heading(probe: str) -> str:
+    """Return what the column of another probe's cliffs is called; a long name is cut in its middle."""
+    return (
+        f"by {probe}" if len(probe) <= _NAME_WIDTH else f"by {probe[: _NAME_WIDTH // 2]}…{probe[-_NAME_WIDTH // 2 :]}"
+    )
 
 
 def _other_cliffs(store: Store, probes: Sequence[str], rows: Sequence[Row]) -> dict[object, dict[str, object]]:

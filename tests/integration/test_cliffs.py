@@ -228,7 +228,7 @@ def test_several_probes_are_compared(url: str) -> None:
     MADE.add_probe(objects, "turned", scale=-1.0, seed=2)
     probes = [word for name in (PROBE, "double", "turned") for word in ("--probe", name)]
     shown = ok("cliff", url, *probes, "--top", "3").text
-    assert "cliff of double" in shown
+    assert "by double  by turned" in shown
     assert "spearman" in shown
     found = ok("cliff", url, *probes, "--top", "3", "--json").json
     assert [one["probe"] for one in found["probes"]] == [PROBE, "double", "turned"]
