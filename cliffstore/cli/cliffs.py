@@ -83,9 +83,9 @@ def cliff(
             for row in rows
         ]
         several = {"probes": [asdict(one) for one in reports]} if compared else {}
-        figures = {"compared": [asdict(one) for one in compared]} if compared else {}
+        comparison = {"compared": [asdict(one) for one in compared]} if compared else {}
         selection = {"select": asdict(selected)} if selected is not None else {}
-        print_json({**asdict(reports[0]), **several, **figures, "top": top_rows, **selection})
+        print_json({**asdict(reports[0]), **several, **comparison, "top": top_rows, **selection})
         return
     figures, texts = ["plateau", "final", "n_think", "n_steep"], ["id", "label", "prompt"]
     cells = [
