@@ -327,12 +327,20 @@ class SelectionDocument(Document):
     name: str
     strategy: str
     top: str
+    ascending: bool = False
+    seed: int = Field(default=0, description="of the strategies random and rules")
     where: str | None
-    probe: str
-    probe_digest: str
-    capture: str
+    phrases: list[str] | None = Field(default=None, description="what refusals begin with; null for the built-in ones")
+    min_plateau: float | None = Field(default=None, description="a logit")
+    quotas: list[str] = Field(default_factory=list, description="such as source=50% or label:1=500")
+    dedupe: list[str] = Field(default_factory=list, description="such as prompt:0.8 or activation:0.98")
+    probe: str | None = Field(description="null where neither cliffs nor activations were asked for")
+    probe_digest: str | None
+    capture: str | None
     candidates: int
+    wanted: int = Field(description="what `top` means; fewer are chosen where quotas and near-duplicates leave fewer")
     examples: int
+    left_out: dict[str, int] = Field(default_factory=dict, description="how many examples for which reason")
     digest: str = Field(description="sha256 of the table's bytes")
     cliffstore_version: str
 

@@ -29,7 +29,7 @@ SELECT s.rank, s.strategy, s.value, s.selection, s.probe, c.plateau, c.final, c.
        CAST({target} AS VARCHAR) AS target
        {conversation}
 FROM selections s JOIN examples e USING (example) JOIN (SELECT DISTINCT unit, plan FROM units) u USING (unit)
-JOIN cliffs c ON c.example = s.example AND c.probe = s.probe
+LEFT JOIN cliffs c ON c.example = s.example AND c.probe = s.probe
 WHERE s.selection = $1 ORDER BY s.rank
 """
 
@@ -81,6 +81,10 @@ def export_selection(
         raise SelectionError(
             f"none of the {len(selected)} selected examples has a {target_column}: name a column with --target-column, "
             "or give one answer for all with --target-text"
+        )
+    if rows[0]["probe"] is None:
+        raise SelectionError(
+            f"selection {selection!r} was made without a probe, and rows lead back to one: select again with --probe"
         )
     probe, _ = read_probe(catalog.reader.objects, str(rows[0]["probe"]))
     markers = catalog.reader.manifest.tokenizer

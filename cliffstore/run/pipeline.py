@@ -12,9 +12,11 @@ from dataclasses import asdict, dataclass
 from cliffstore.access import check_url
 from cliffstore.analyze.cliff import CliffReport
 from cliffstore.config import PipelineConfig, SelectConfig, check_name, parse_ranges
-from cliffstore.errors import ConfigError
+from cliffstore.errors import ConfigError, SelectionError
+from cliffstore.publish.criteria import SelectionSettings, check_settings
 from cliffstore.publish.export import FORMATS, ExportReport
-from cliffstore.publish.selection import STRATEGIES, SelectionReport, check_top
+from cliffstore.publish.refusals import read_phrases
+from cliffstore.publish.selection import SelectionReport
 from cliffstore.run.progress import Reporter
 from cliffstore.run.scoring import ScoringReport
 from cliffstore.run.stages import ExtractReport, run_extraction
@@ -152,6 +154,17 @@ def check_pipeline(config: PipelineConfig) -> None:
 def check_selection(config: SelectConfig, section: str = "") -> None:
     """Find what is wrong with a selection before anything is ranked. Errors as for `check_pipeline`."""
     check_name(config.name, f"{section}name")
-    check_top(config.top)
-    if config.strategy not in STRATEGIES:
-        raise ConfigError(f"{section}strategy {config.strategy!r} is not known: choose from {', '.join(STRATEGIES)}")
+    try:
+        check_settings(
+            SelectionSettings(
+                name=config.name,
+                top=config.top,
+                strategy=config.strategy,
+                ascending=config.ascending,
+                phrases=None if config.rules is None else read_phrases(config.rules),
+                quotas=config.quota,
+                dedupe=config.dedupe,
+            )
+        )
+    except SelectionError as error:
+        raise ConfigError(f"{section}{str(error).removeprefix('--')}") from None
