@@ -340,7 +340,12 @@ class SelectionDocument(Document):
     candidates: int
     wanted: int = Field(description="what `top` means; fewer are chosen where quotas and near-duplicates leave fewer")
     examples: int
-    left_out: dict[str, int] = Field(default_factory=dict, description="how many examples for which reason")
+    left_out: dict[str, int] = Field(
+        default_factory=dict,
+        description="how many examples were no candidates (without_value, without_response, refusal, "
+        "below_min_plateau, without_vector), or were passed over before the last that was chosen (over_quota, "
+        "near_duplicate_prompt, near_duplicate_activation)",
+    )
     digest: str = Field(description="sha256 of the table's bytes")
     cliffstore_version: str
 

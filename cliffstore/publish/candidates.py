@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from cliffstore.errors import ProbeError, QueryError, SelectionError
 from cliffstore.publish.choice import rank
 from cliffstore.publish.criteria import Quota, SelectionSettings, Strategy, parse_dedupe, parse_quota, parse_strategy
-from cliffstore.publish.refusals import PHRASES, Refusals
+from cliffstore.publish.refusals import LOOKED_AT, PHRASES, Refusals
 from cliffstore.schema import ProbeDocument
 from cliffstore.store import layout
 from cliffstore.store.catalog import Catalog
@@ -127,7 +127,7 @@ def _statement(settings: SelectionSettings, strategy: Strategy, quotas: list[Quo
         value = _VALUES[strategy.kind]
     wanted = ["e.example", "e.id", f"CAST({value} AS DOUBLE) AS value"]
     if strategy.kind == "rules":
-        wanted.append("e.response")
+        wanted.append(f"e.response[:{LOOKED_AT}] AS response")
     if settings.min_plateau is not None:
         wanted.append("c.plateau")
     if any(parse_dedupe(one).kind == "prompt" for one in settings.dedupe):
@@ -143,12 +143,17 @@ def _from(settings: SelectionSettings, probe: str | None) -> str:
 
 def _read(catalog: Catalog, statement: str, probe: str | None, strategy: Strategy) -> pa.Table:
     try:
-        return catalog.arrow(statement, None if probe is None else [probe])
+        table = catalog.arrow(statement, None if probe is None else [probe])
     except QueryError as error:
         if strategy.kind == "column" and str(error).startswith("Conversion Error"):
             text = str(error).partition(";")[0].removeprefix("Conversion Error: ")
             raise SelectionError(f"column {strategy.of!r} holds what is no number: {text}") from None
         raise
+    if "prompt" not in table.column_names:
+        return table
+    # Taken in another order they are one array, which may be larger than 2 GiB.
+    at = table.column_names.index("prompt")
+    return table.set_column(at, "prompt", table["prompt"].cast(pa.large_string()))
 
 
 def _does_without(catalog: Catalog, settings: SelectionSettings) -> bool:

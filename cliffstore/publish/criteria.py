@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -118,6 +119,8 @@ def check_settings(settings: SelectionSettings) -> None:
         )
     if settings.phrases is not None and kind != "rules":
         raise SelectionError(f"--rules is for strategy rules, not {kind}: leave it out")
+    if settings.min_plateau is not None and not math.isfinite(settings.min_plateau):
+        raise SelectionError(f"--min-plateau {settings.min_plateau}: give a number")
     for one in settings.quotas:
         parse_quota(one)
     _refuse_twice("--dedupe", (parse_dedupe(one).kind for one in settings.dedupe))

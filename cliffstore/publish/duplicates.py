@@ -15,10 +15,11 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 SAMPLED = 4_096
 """Candidates, at most, that say which shingles are common and what the mean vector is."""
@@ -56,23 +57,21 @@ class PromptGate:
 
     Parameters
     ----------
-    prompts : one a candidate
+    prompts : strings, one a candidate
     threshold : of the Jaccard index
     """
 
     reason = "near_duplicate_prompt"
 
-    def __init__(self, prompts: Sequence[str | None], threshold: float) -> None:
+    def __init__(self, prompts: pa.Array, threshold: float) -> None:
         self._prompts, self._threshold = prompts, threshold
-        self._frequency = Counter(
-            one for index in spread(len(prompts)).tolist() for one in shingles(prompts[index] or "")
-        )
+        self._frequency = Counter(one for index in spread(len(prompts)).tolist() for one in self._shingles(index))
         self._chosen: list[frozenset[str]] = []
         self._having: defaultdict[str, list[int]] = defaultdict(list)
         self._now: frozenset[str] = frozenset()
 
     def admits(self, index: int) -> bool:
-        self._now = shingles(self._prompts[index] or "")
+        self._now = self._shingles(index)
         size, least = len(self._now), self._threshold
         suspects = {other for one in self._first(self._now) for other in self._having.get(one, ())}
         return not any(
@@ -86,6 +85,9 @@ class PromptGate:
         for one in self._first(self._now):
             self._having[one].append(len(self._chosen))
         self._chosen.append(self._now)
+
+    def _shingles(self, index: int) -> frozenset[str]:
+        return shingles(self._prompts[index].as_py() or "")
 
     def _first(self, found: frozenset[str]) -> list[str]:
         """Return the rarest shingles, one of which is shared with whatever reaches the threshold."""

@@ -41,7 +41,8 @@ _COURTESY = re.compile(
     r"|but|however|and)\b[\s,.;:!\u2013\u2014-]*)*"
 )
 _ORNAMENT = re.compile(r"^[\s*_#>\"'\u201c`-]+")
-_LOOKED_AT = 400
+_EMPHASIS = re.compile("[*_`]")
+LOOKED_AT = 400
 """Characters of a response that are looked at."""
 
 
@@ -59,7 +60,7 @@ class Refusals:
 
     def matches(self, response: str) -> bool:
         """Return whether a response begins with a refusal, courtesies and Markdown before it apart."""
-        text = _plain(_ORNAMENT.sub("", response[:_LOOKED_AT]))
+        text = _plain(_ORNAMENT.sub("", response[:LOOKED_AT]))
         if self._phrase.match(text):
             return True
         courtesy = _COURTESY.match(text)
@@ -86,5 +87,5 @@ def read_phrases(path: str) -> tuple[str, ...]:
 
 
 def _plain(text: str) -> str:
-    """Return text in lower case, with straight apostrophes and single spaces."""
-    return " ".join(text.casefold().replace("\u2019", "'").split())
+    """Return text in lower case, with straight apostrophes, single spaces and no emphasis."""
+    return " ".join(_EMPHASIS.sub("", text.casefold()).replace("\u2019", "'").split())

@@ -155,7 +155,7 @@ def _gates(
         yield QuotaGate(quota, values, quota.most(wanted))
     for one in sorted(map(parse_dedupe, settings.dedupe), key=lambda dedupe: dedupe.kind != "prompt"):
         if one.kind == "prompt":
-            yield PromptGate(ranked["prompt"].to_pylist(), one.threshold)
+            yield PromptGate(ranked["prompt"].combine_chunks(), one.threshold)
         elif probe is not None and row_N is not None:
             yield _activation_gate(reader, one.threshold, wanted, probe, row_N)
 
