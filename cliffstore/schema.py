@@ -338,8 +338,7 @@ class SelectionDocument(Document):
     probe_digest: str | None
     capture: str | None
     candidates: int
-    wanted: int = Field(description="what `top` means; fewer are chosen where quotas and near-duplicates leave fewer")
-    examples: int
+    examples: int = Field(description="fewer than `top` means where quotas and near-duplicates leave fewer")
     left_out: dict[str, int] = Field(
         default_factory=dict,
         description="how many examples were no candidates (without_value, without_response, refusal, "

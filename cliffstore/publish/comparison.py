@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from cliffstore.errors import SelectionError, UserError
 from cliffstore.publish.candidates import read_candidates
 from cliffstore.publish.selection import settings_of
-from cliffstore.schema import SelectionDocument
+from cliffstore.schema import SelectionDocument, damaged
 from cliffstore.store import documents, layout, tables
 from cliffstore.store.catalog import Catalog
 from cliffstore.store.objects import ObjectStore
@@ -76,7 +77,7 @@ def compare_selections(catalog: Catalog, first: str, second: str) -> Comparison:
     """
     objects = catalog.reader.objects
     sides = [_document(objects, name) for name in (first, second)]
-    chosen = [tables.read(objects, layout.selection_table(one.name), ["example", "rank"]) for one in sides]
+    chosen = [_chosen(objects, one.name) for one in sides]
     example_A, example_B = (np.asarray(table["example"], dtype=np.int64) for table in chosen)
     _, at_A, at_B = np.intersect1d(example_A, example_B, return_indices=True)
     rank_A, rank_B = (np.asarray(table["rank"], dtype=np.float64) for table in chosen)
@@ -121,6 +122,14 @@ def _document(objects: ObjectStore, name: str) -> SelectionDocument:
         there = [key for key in objects.list(layout.SELECTIONS) if layout.kind_of(key) == "selection"]
         known = ", ".join(sorted(map(layout.stem, there))) or "none yet; make one with `cliffstore select`"
         raise SelectionError(f"store {objects.url} has no selection {name!r}; it has: {known}") from None
+
+
+def _chosen(objects: ObjectStore, name: str) -> pa.Table:
+    key = layout.selection_table(name)
+    try:
+        return tables.read(objects, key, ["example", "rank"])
+    except FileNotFoundError:
+        raise damaged(key, "is missing") from None
 
 
 def _side(document: SelectionDocument) -> Side:

@@ -98,7 +98,6 @@ def select_examples(catalog: Catalog, settings: SelectionSettings, *, replace: b
         probe_digest=probe.digest if probe else None,
         capture=probe.capture if probe else None,
         candidates=ranked.num_rows,
-        wanted=wanted,
         examples=table.num_rows,
         left_out=left_out,
         digest="",

@@ -16,7 +16,7 @@ from cliffstore.errors import ConfigError, SelectionError
 from cliffstore.publish.criteria import SelectionSettings, check_settings
 from cliffstore.publish.export import FORMATS, ExportReport
 from cliffstore.publish.refusals import read_phrases
-from cliffstore.publish.selection import SelectionReport
+from cliffstore.publish.selection import SelectionReport, told
 from cliffstore.run.progress import Reporter
 from cliffstore.run.scoring import ScoringReport
 from cliffstore.run.stages import ExtractReport, run_extraction
@@ -72,7 +72,8 @@ def run_pipeline(config: PipelineConfig, reporter: Reporter) -> PipelineReport:
         ranked = store.cliff(config.cliff.probe)
         reporter.stage(f"cliff: {ranked.examples - ranked.without_thinking:,} examples with thinking ranked")
         selected = select_in(store, config.select)
-        reporter.stage(f"select: {selected.chosen} of {selected.candidates} examples")
+        left_out = f"; {told(selected)}" if selected.left_out else ""
+        reporter.stage(f"select: {selected.chosen} of {selected.candidates} candidates{left_out}")
         exported = store.export(**config.export.model_dump(exclude=IN_STORE))
         reporter.stage(f"export: {exported.rows} rows in {exported.path}")
     return PipelineReport(extracted, probe, scored, ranked, selected, exported)

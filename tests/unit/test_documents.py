@@ -46,7 +46,7 @@ RECEIPT = Receipt(
 )  # fmt: skip
 SELECTION = SelectionDocument(
     name="s", strategy="cliff", top="1.7%", where=None, probe="p", probe_digest="0", capture="capture-1",
-    quotas=["source=50%"], candidates=9, wanted=2, examples=2, left_out={"over_quota": 1}, digest="0",
+    quotas=["source=50%"], candidates=9, examples=2, left_out={"over_quota": 1}, digest="0",
     cliffstore_version="0",
 )  # fmt: skip
 MANIFEST = Manifest(
