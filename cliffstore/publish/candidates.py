@@ -48,10 +48,12 @@ def find_probe(catalog: Catalog, settings: SelectionSettings) -> ProbeDocument |
         There is no such probe, or none is said and several have cliffs.
     SelectionError
         It has no cliffs, and they are needed.
+    QueryError
+        A condition or an expression is malformed.
     """
     reader = catalog.reader
     name = settings.probe
-    if name is None and (settings.needs_cliffs or settings.needs_vectors or not _does_without(catalog, settings)):
+    if name is None and (settings.needs_cliffs or settings.needs_vectors or _reads_cliffs(catalog, settings)):
         name = _only_ranked_probe(catalog)
     if name is None:
         return None
@@ -156,15 +158,16 @@ def _read(catalog: Catalog, statement: str, probe: str | None, strategy: Strateg
     return table.set_column(at, "prompt", table["prompt"].cast(pa.large_string()))
 
 
-def _does_without(catalog: Catalog, settings: SelectionSettings) -> bool:
-    """Return whether neither expression nor condition needs the columns of cliffs."""
+def _reads_cliffs(catalog: Catalog, settings: SelectionSettings) -> bool:
+    """Return whether expression or condition needs the columns of cliffs. `QueryError` where those do not help."""
     strategy = parse_strategy(settings.strategy)
     expression = f"(\n{strategy.of}\n)" if strategy.kind == "sql" else "1"
     try:
         catalog.arrow(f"SELECT {expression} {_from(settings, None)} LIMIT 0")
     except QueryError:
-        return False
-    return True
+        catalog.arrow(f"SELECT {expression} {_from(settings, '')} LIMIT 0", [""])
+        return True
+    return False
 
 
 def _only_ranked_probe(catalog: Catalog) -> str:

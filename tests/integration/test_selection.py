@@ -143,6 +143,8 @@ def test_a_store_without_any_probe_has_selections(tmp_path: Path) -> None:
     for options in (("--strategy", "final"), ("--strategy", "random", "--min-plateau", "1"), ()):
         refused = run_cli("select", store, "--name", "x", "--top", "3", *options)
         assert (refused.code, "--probe" in refused.stderr) == (2, True)
+    malformed = run_cli("select", store, "--name", "x", "--top", "3", "--strategy", "random", "--where", "colour = 1")
+    assert (malformed.code, "colour" in malformed.stderr) == (2, True)
 
 
 def test_which_probe_must_be_said_only_where_it_matters(planted: Path) -> None:
