@@ -173,9 +173,19 @@ class SelectConfig(StoreConfig):
 
     name: str
     top: str = Field(description="a number such as 700, or a share such as 1.7%")
-    strategy: str = "cliff"
+    strategy: str = Field(default="cliff", description="cliff, final, random, rules, column:NAME or sql:EXPRESSION")
+    ascending: bool = Field(default=False, description="smallest value first")
+    seed: int = Field(default=0, ge=0, description="of random and rules")
+    rules: str | None = Field(default=None, description="file of phrases that refusals begin with")
     probe: str | None = None
     where: str | None = None
+    min_plateau: float | None = Field(default=None, allow_inf_nan=False, description="a logit")
+    quota: Annotated[tuple[str, ...], BeforeValidator(_one_is_enough)] = Field(
+        default=(), description="COLUMN=50%, COLUMN=100 or COLUMN:VALUE=500: at most so many"
+    )
+    dedupe: Annotated[tuple[str, ...], BeforeValidator(_one_is_enough)] = Field(
+        default=(), description="prompt:0.8, activation:0.98: no near-duplicates"
+    )
     replace: bool = False
 
 

@@ -329,12 +329,24 @@ class SelectionDocument(Document):
     name: str
     strategy: str
     top: str
+    ascending: bool = False
+    seed: int = Field(default=0, description="of the strategies random and rules")
     where: str | None
-    probe: str
-    probe_digest: str
-    capture: str
+    phrases: list[str] | None = Field(default=None, description="what refusals begin with; null for the built-in ones")
+    min_plateau: float | None = Field(default=None, description="a logit")
+    quotas: list[str] = Field(default_factory=list, description="such as source=50% or label:1=500")
+    dedupe: list[str] = Field(default_factory=list, description="such as prompt:0.8 or activation:0.98")
+    probe: str | None = Field(description="null where neither cliffs nor activations were asked for")
+    probe_digest: str | None
+    capture: str | None
     candidates: int
-    examples: int
+    examples: int = Field(description="fewer than `top` means where quotas and near-duplicates leave fewer")
+    left_out: dict[str, int] = Field(
+        default_factory=dict,
+        description="how many examples were no candidates (without_value, without_response, refusal, "
+        "below_min_plateau, without_vector), or were passed over before the last that was chosen (over_quota, "
+        "near_duplicate_prompt, near_duplicate_activation)",
+    )
     digest: str = Field(description="sha256 of the table's bytes")
     cliffstore_version: str
 

@@ -15,9 +15,11 @@ from cliffstore.analyze.cliff import CliffReport
 from cliffstore.analyze.comparison import ProbeCliffs, compare_cliffs
 from cliffstore.analyze.random_directions import random_directions
 from cliffstore.config import ExportConfig, check_name
-from cliffstore.errors import ProbeError
+from cliffstore.publish.comparison import Comparison, compare_selections
+from cliffstore.publish.criteria import SelectionSettings
 from cliffstore.publish.export import ExportReport, export_selection
-from cliffstore.publish.selection import SelectionReport, select_examples
+from cliffstore.publish.refusals import read_phrases
+from cliffstore.publish.selection import SelectionReport, select_examples, told
 from cliffstore.run.description import describe_store
 from cliffstore.run.directions import write_direction
 from cliffstore.run.origins import Origins
@@ -393,23 +395,43 @@ class Store:
         name: str,
         *,
         top: str,
-        probe: str | None = None,
         strategy: str = "cliff",
+        ascending: bool = False,
+        seed: int = 0,
+        rules: str | None = None,
+        probe: str | None = None,
         where: str | None = None,
+        min_plateau: float | None = None,
+        quota: str | Sequence[str] = (),
+        dedupe: str | Sequence[str] = (),
         replace: bool = False,
     ) -> SelectionReport:
-        """Choose training examples, into the view `selections`. `probe` may be left out where only one has cliffs."""
-        report = select_examples(
-            self.catalog,
+        """Choose training examples, into the view `selections`; see `publish.criteria` for what can be asked for.
+
+        `probe` may be left out where only one has cliffs; `rules` is a file of phrases that refusals begin with.
+        """
+        settings = SelectionSettings(
             name=check_name(name, "selection"),
-            probe=probe or self._only_ranked_probe(),
-            strategy=strategy,
             top=top,
+            strategy=strategy,
+            ascending=ascending,
+            seed=seed,
+            probe=probe,
             where=where,
-            replace=replace,
+            phrases=None if rules is None else read_phrases(rules),
+            min_plateau=min_plateau,
+            quotas=(quota,) if isinstance(quota, str) else tuple(quota),
+            dedupe=(dedupe,) if isinstance(dedupe, str) else tuple(dedupe),
         )
+        report = select_examples(self.catalog, settings, replace=replace)
         self.refresh()
+        if report.chosen < report.wanted:
+            self._reporter.notice(f"only {report.chosen} of {report.wanted} examples could be chosen: {told(report)}")
         return report
+
+    def compare_selections(self, first: str, second: str) -> Comparison:
+        """Hold two selections against each other: overlap and rank correlation; see `publish.comparison`."""
+        return compare_selections(self.catalog, first, second)
 
     def export(
         self, selection: str, output: str, *, output_options: Mapping[str, object] | None = None, **settings: object
@@ -430,13 +452,6 @@ class Store:
         asked = {"store": self.reader.url, "selection": selection, "output": output, **settings}
         options = self.storage_options_for(output) if output_options is None else output_options
         return export_selection(self.catalog, read_config(ExportConfig, None, asked), options, self._reporter.notice)
-
-    def _only_ranked_probe(self) -> str:
-        ranked = [row["probe"] for row in self.catalog.arrow("SELECT DISTINCT probe FROM cliffs").to_pylist()]
-        if len(ranked) != 1:
-            known = ", ".join(sorted(ranked)) or "none yet; run `cliffstore cliff`"
-            raise ProbeError(f"say which probe with --probe; probes with cliffs: {known}")
-        return str(ranked[0])
 
 
 def _read_again(reader: StoreReader) -> StoreReader:
