@@ -105,12 +105,10 @@ def read_candidates(catalog: Catalog, settings: SelectionSettings, probe: str | 
 def nothing_left(settings: SelectionSettings, left_out: Mapping[str, int]) -> str:
     """Return what to tell where there is no candidate."""
     where = f" where {settings.where}" if settings.where else ""
+    counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in sorted(left_out.items()))
+    reason = counts or "no example meets the condition"
     if left_out.get("without_value") and settings.strategy == "cliff":
-        reason = "a cliff needs thinking tokens before the answer"
-    elif left_out:
-        reason = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in left_out.items())
-    else:
-        reason = "no example meets the condition"
+        reason += " (a cliff needs thinking tokens before the answer)"
     return f"no example{where} can be chosen by {settings.strategy}: {reason}"
 
 
