@@ -204,6 +204,15 @@ class CliffConfig(StoreConfig):
         return {**given, "select": _inherit(given, "select", given, probe=given.get("probe"))}
 
 
+def parse_share(value: object) -> object:
+    """Return the fraction that `30%` or `0.3` means; what is none of these is left to be refused."""
+    matched = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(%?)\s*", value) if isinstance(value, str) else None
+    return float(matched[1]) / (100 if matched[2] else 1) if matched else value
+
+
+Share = Annotated[float | None, BeforeValidator(parse_share), Field(gt=0, lt=1)]
+
+
 class ExportConfig(StoreConfig):
     """Everything that `cliffstore export` can be told."""
 
@@ -212,9 +221,41 @@ class ExportConfig(StoreConfig):
     output_options: StorageOptions | None = Field(
         default=None, description="storage options of the output; default: the store's where both have one scheme"
     )
-    format: str = "messages"
-    target_column: str = "response"
+    format: Literal["messages", "prompt-completion", "alpaca", "raw"] = "messages"
+    thinking: str = Field(default="keep", description="keep, keep:40%, drop or replace:TEXT")
+    target_column: str | None = Field(default=None, description="default: response")
     target_text: str | None = None
+    target_template: str | None = Field(default=None, description="file of a Jinja template over columns of examples")
+    target_endpoint: str | None = Field(
+        default=None, description="URL up to /v1 that answers OpenAI's chat completions"
+    )
+    target_model: str | None = Field(default=None, description="model that the endpoint is asked for")
+    target_max_tokens: int = Field(default=1024, ge=1, description="longer answers of the endpoint are not taken")
+    target_answers: str | None = Field(default=None, description="file of its answers; default: beside the output")
+    mix: Share = Field(default=None, description="share of the training set, such as 30%, that is mixed in")
+    mix_where: str | None = Field(default=None, description="SQL condition over examples that may be mixed in")
+    mix_target_column: str = Field(default="response", description="what the examples that are mixed in teach")
+    validation: Share = Field(default=None, description="share of rows, such as 10%, that validate")
+    group_by: str | None = Field(default=None, description="column whose equal values stay in one part, as prompts do")
+    seed: int = Field(default=0, ge=0, description="of what is mixed in, its order, and what validates")
+
+    @model_validator(mode="after")
+    def _options_that_go_together(self) -> ExportConfig:
+        made = self.target_endpoint or self.target_template
+        targets = {"target-column": self.target_column, "target-text": self.target_text}
+        of_template = "target-template" if self.target_endpoint is None else "target-endpoint"
+        given = [option for option, value in {**targets, of_template: made}.items() if value is not None]
+        if len(given) > 1:
+            raise ValueError(f"{given[0]} and {given[1]} both say what to learn: leave one out")
+        if self.target_endpoint is None and (self.target_model or self.target_answers):
+            raise ValueError("target-model and target-answers are of an endpoint: say --target-endpoint too")
+        if (self.mix is None) != (self.mix_where is None):
+            raise ValueError("mix and mix-where go together: how much, and of which examples, such as \"label = '0'\"")
+        if self.group_by is not None and self.validation is None:
+            raise ValueError("group-by says what a validation part is split by: say --validation, such as 10%, too")
+        if self.validation is not None and self.output.endswith(".parquet"):
+            raise ValueError("a validation part is a file of its own: output must be a folder, not a .parquet file")
+        return self
 
 
 class PipelineConfig(StoreConfig):

@@ -83,6 +83,12 @@ class StorageError(CliffstoreError, OSError):
     code = "storage"
 
 
+class EndpointError(CliffstoreError, RuntimeError):
+    """A model that is asked over HTTP does not answer. Answers so far are kept; the same command goes on from there."""
+
+    code = "endpoint"
+
+
 class ExtractionError(CliffstoreError, RuntimeError):
     """A unit could not be computed or written. `final` where the data is the cause, so that trying again is no use."""
 

@@ -452,12 +452,12 @@ SELECTIONS = _schema(
 
 MESSAGES = pa.list_(pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())]))
 
-TRAINING_SET = _schema(
-    ("messages", MESSAGES),
+LINEAGE = _schema(
     ("id", pa.string()),
     ("label", pa.string()),
     ("source", pa.string()),
     ("example", pa.int64()),
+    ("part", pa.string()),
     ("rank", pa.int32()),
     ("strategy", pa.string()),
     ("value", pa.float64()),
@@ -472,6 +472,29 @@ TRAINING_SET = _schema(
     ("capture", pa.string()),
     ("store", pa.string()),
 )
+"""What leads a row of a training set back. `part` is `selected`, or `mixed` for an example that was mixed in, which has
+no rank, strategy and value. Without a probe, what a probe says is null."""
+
+_LEARNT: dict[str, tuple[tuple[str, pa.DataType], ...]] = {
+    "messages": (("messages", MESSAGES),),
+    "prompt-completion": (("prompt", MESSAGES), ("completion", MESSAGES)),
+    "alpaca": (
+        ("instruction", pa.string()),
+        ("input", pa.string()),
+        ("output", pa.string()),
+        ("system", pa.string()),
+        ("history", pa.list_(pa.list_(pa.string()))),
+    ),
+    "raw": (
+        *((field.name, field.type) for field in EXAMPLES if field.name not in LINEAGE.names),
+        ("target", pa.string()),
+        ("answer", pa.string()),
+    ),
+}
+TRAINING_SETS: dict[str, pa.Schema] = {
+    name: pa.schema([*_schema(*columns), *LINEAGE]) for name, columns in _LEARNT.items()
+}
+"""Format -> columns of a training set. Behind those of `raw` follows every further column of the corpus."""
 
 TABLES: dict[str, pa.Schema] = {
     "examples": EXAMPLES,
@@ -482,7 +505,7 @@ TABLES: dict[str, pa.Schema] = {
     "cliffs": CLIFFS,
     "heads": HEADS,
     "selections": SELECTIONS,
-    "training_set": TRAINING_SET,
+    **{f"training_set_{name.replace('-', '_')}": schema for name, schema in TRAINING_SETS.items()},
 }
 
 

@@ -7,6 +7,7 @@ moment is made under a lock, or once in each.
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Before torch is imported: a second thread gains nothing on a tiny model, and waits where other work has the cores.
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(name, "1")
+
+# A shell starts its background jobs with SIGINT ignored, which children inherit: here Ctrl-C is to work all the same.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Other work on the machine must not fail a test: no deadlines.
 settings.register_profile("cliffstore", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 NOT_A_REASONING_MODEL = (
     "SmolLM2-135M is not a reasoning model: the thinking in this corpus was written for the demo, not by the model.\n"
+    "A cliff below zero is a score that rises before the answer: there is no refusal cliff here, as it should be.\n"
     "What you see is the machinery on real activations, not a finding about refusals."
 )
 _NAMES = {"0": "requests to answer", "1": "requests to decline"}

@@ -15,6 +15,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from cliffstore.config import StoreConfig
+    from cliffstore.publish.export import ExportReport
     from cliffstore.publish.selection import SelectionReport
     from cliffstore.run.store import Store
     from cliffstore.store.session import QueryLimits
@@ -60,6 +61,14 @@ def describe_selection(report: SelectionReport) -> str:
         f"selection {report.name}: {report.chosen} of {report.candidates} candidates by {report.strategy}{probe} "
         f"(last value {report.last:.3f}){left_out}"
     )
+
+
+def describe_rows(report: ExportReport) -> str:
+    """Return how many rows a training set has, for people."""
+    parts = [f"{report.mixed} mixed in"] * bool(report.mixed) + [f"{report.validation} validate"] * bool(
+        report.validation
+    )
+    return f"{report.rows} rows" + (f" ({', '.join(parts)})" if parts else "")
 
 
 def print_json(value: object) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cliffstore.cli.output import Json, print_json
+from cliffstore.cli.output import Json, describe_rows, print_json
 
 _HELP = """From corpus to training set: extract, probe, score, cliff, select, export.
 
@@ -41,4 +41,4 @@ def pipeline(
     if json:
         print_json(report.to_dict())
     else:
-        print(f"{report.export.path}: {report.export.rows} rows; card: {report.export.card}")
+        print(f"{report.export.path}: {describe_rows(report.export)}; card: {report.export.card}")

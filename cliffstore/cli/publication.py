@@ -13,6 +13,7 @@ from cliffstore.cli.output import (
     MaybeStoreUrl,
     OptionsFrom,
     StoreUrl,
+    describe_rows,
     describe_selection,
     open_store,
     open_to_read,
@@ -138,11 +139,50 @@ def export(
     output: Annotated[
         str | None, typer.Option("-o", "--output", help="Folder, or file that ends in .parquet; path or URL.")
     ] = None,
-    format: Annotated[str | None, typer.Option(help="messages.")] = None,
+    format: Annotated[
+        str | None, typer.Option(help="messages, prompt-completion, alpaca or raw. Default: messages.")
+    ] = None,
+    thinking: Annotated[
+        str | None,
+        typer.Option(help="keep, keep:40% (of its words, the first), drop, or replace:TEXT. Default: keep."),
+    ] = None,
     target_column: Annotated[
         str | None, typer.Option(help="Column with the answer to learn. Default: response.")
     ] = None,
     target_text: Annotated[str | None, typer.Option(help="One answer to learn for all examples.")] = None,
+    target_template: Annotated[
+        str | None, typer.Option(help="File with a Jinja template of the answer, over columns of examples.")
+    ] = None,
+    target_endpoint: Annotated[
+        str | None,
+        typer.Option(
+            help="URL up to /v1 of a model that answers; with a template, that is what it is asked. Its key is read "
+            "from CLIFFSTORE_ENDPOINT_KEY."
+        ),
+    ] = None,
+    target_model: Annotated[str | None, typer.Option(help="Model that the endpoint is asked for.")] = None,
+    target_max_tokens: Annotated[
+        int | None, typer.Option(help="Longer answers of the endpoint are not taken. Default: 1024.")
+    ] = None,
+    target_answers: Annotated[
+        str | None, typer.Option(help="File of the endpoint's answers, to use again. Default: beside the output.")
+    ] = None,
+    mix: Annotated[
+        str | None, typer.Option(help="Share of the training set, such as 30%, that is mixed in from other examples.")
+    ] = None,
+    mix_where: Annotated[
+        str | None, typer.Option(help="SQL condition over the examples that may be mixed in, such as \"label = '0'\".")
+    ] = None,
+    mix_target_column: Annotated[
+        str | None, typer.Option(help="Column with the answers of what is mixed in. Default: response.")
+    ] = None,
+    validation: Annotated[
+        str | None, typer.Option(help="Share of rows, such as 10%, for a validation part; equal prompts never part.")
+    ] = None,
+    group_by: Annotated[
+        str | None, typer.Option(help="Column of examples whose equal values stay in one part, too.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of what is mixed in and what validates. Default: 0.")] = None,
     json: Json = False,
 ) -> None:
     from cliffstore.config import ExportConfig
@@ -154,8 +194,20 @@ def export(
         "selection": selection,
         "output": output,
         "format": format,
+        "thinking": thinking,
         "target_column": target_column,
         "target_text": target_text,
+        "target_template": target_template,
+        "target_endpoint": target_endpoint,
+        "target_model": target_model,
+        "target_max_tokens": target_max_tokens,
+        "target_answers": target_answers,
+        "mix": mix,
+        "mix_where": mix_where,
+        "mix_target_column": mix_target_column,
+        "validation": validation,
+        "group_by": group_by,
+        "seed": seed,
     }
     settings = read_config(ExportConfig, config, given)
     with open_store(settings) as opened:
@@ -163,4 +215,4 @@ def export(
     if json:
         print_json(asdict(report))
         return
-    print(f"{report.path}: {report.rows} rows; card: {report.card}")
+    print(f"{report.path}: {describe_rows(report)}; card: {report.card}")

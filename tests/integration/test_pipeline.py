@@ -232,7 +232,7 @@ def test_training_set_loads_and_leads_back(built: Built, tmp_path: Path, monkeyp
         assert (row["probe_digest"], row["plan"], row["capture"]) == (probe, plan, capture)
         assert (row["label"], row["selection"], row["probe"]) == (str(source["label"]), SELECTION, PROBE)
     card = (out / "README.md").read_text()
-    assert report["digest"] in card
+    assert report["files"][0]["digest"] in card
     assert probe in card
     metadata = pq.read_schema(out / "train.parquet").metadata
     assert metadata[b"cliffstore.probe_digest"].decode() == probe

@@ -140,7 +140,7 @@ def test_equal_inputs_are_not_fitted_again(store: Store, monkeypatch: pytest.Mon
     def never(*_: object, **__: object) -> None:
         pytest.fail("fitted again")
 
-    monkeypatch.setattr("cliffstore.run.store.fit_probe", never)
+    monkeypatch.setattr("cliffstore.run.fitting.fit_probe", never)
     assert store.fit_probe("again", layers="2", seed=3, workers=2, memory_budget="3GB") == first
     with pytest.raises(pytest.fail.Exception):
         store.fit_probe("again", layers="2", seed=4, replace=True)

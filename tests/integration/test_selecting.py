@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pytest
 from commands import ok, run_cli, snapshot
-from conftest import PROBE, SELECTION, Built
+from conftest import PROBE, Built
 from made_up import add_probe
 from scipy.stats import spearmanr
 from vector_store import VectorStore
@@ -335,8 +335,12 @@ def test_section_of_a_file_has_all_options(store: Path, tmp_path: Path) -> None:
     assert max(Counter(row["label"] for row in labels).values()) == 3
 
 
-def test_examples_without_cliffs_are_exported_with_the_probe_that_was_said(store: Path, tmp_path: Path) -> None:
-    ok("select", store, "--name", "all", "--top", "100%", "--strategy", "random", "--probe", PROBE)
+@pytest.mark.parametrize("probe", [None, PROBE])
+def test_examples_without_cliffs_are_exported(probe: str | None, store: Path, tmp_path: Path) -> None:
+    said = ("--probe", probe) if probe else ()
+    ok("select", store, "--name", "all", "--top", "100%", "--strategy", "random", *said)
     report = ok("export", store, "--selection", "all", "-o", tmp_path / "out", "--target-text", "No.", "--json").json
     assert report["rows"] == 40
-    assert SELECTION in [row["selection"] for row in rows(store, "SELECT DISTINCT selection FROM selections")]
+    assert [row["probe"] for row in rows(store, "SELECT DISTINCT probe FROM selections WHERE selection = 'all'")] == [
+        probe
+    ]

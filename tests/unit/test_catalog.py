@@ -23,7 +23,7 @@ from vector_store import VectorStore
 from cliffstore import QueryLimits
 from cliffstore.errors import ConfigError, QueryError, QueryStoppedError, StorageError, StoreError
 from cliffstore.run.store import Store
-from cliffstore.store import functions, running, tables
+from cliffstore.store import running, tables, vector_columns
 from cliffstore.store.objects import ObjectStore
 from cliffstore.store.results import Batches
 
@@ -92,7 +92,7 @@ def test_arithmetic_of_vectors(vectors: list[np.ndarray | None], cut: int, chunk
     if chunked:
         left = pa.chunked_array([left[:1], left[1:]])
     for operation in (np.subtract, np.add):
-        found = functions._elementwise(operation, 3)(left, right).to_pylist()
+        found = vector_columns.elementwise(operation, 3)(left, right).to_pylist()
         expected = [
             None if a is None or b is None else operation(np.float32(a), np.float32(b)).tolist()
             for a, b in zip(given_left, given_right, strict=True)

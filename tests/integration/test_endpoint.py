@@ -1,0 +1,232 @@
+"""Answers of another model over HTTP: what is asked, what is kept, how failures end, and where the key does not go."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Event, Lock, Thread
+
+import pyarrow.parquet as pq
+import pytest
+from commands import Result, run_cli, snapshot
+from conftest import SELECTION, Built
+
+from cliffstore.errors import EndpointError, SelectionError
+from cliffstore.publish.endpoint import ATTEMPTS, KEY_VARIABLE, Endpoint
+
+KEY = "sk-very-secret-0123456789"
+Answer = tuple[int, object]
+
+
+def said(text: str | None, finish: str = "stop") -> Answer:
+    return 200, {"choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": finish}]}
+
+
+@dataclass
+class Served:
+    """What a server was asked, and how it answers the nth request."""
+
+    url: str = ""
+    answer: Callable[[int, dict[str, object]], Answer] = lambda number, body: said(f"I must decline ({number}).")
+    asked: list[dict[str, object]] = field(default_factory=list)
+    keys: list[str | None] = field(default_factory=list)
+    lock: Lock = field(default_factory=Lock)
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    served = Served()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            with served.lock:
+                number = len(served.asked)
+                served.asked.append({"path": self.path, **body})
+                served.keys.append(self.headers["Authorization"])
+            status, said = served.answer(number, body)
+            content = said if isinstance(said, bytes) else json.dumps(said).encode()
+            self.send_response(status)
+            if status in (302, 307):
+                self.send_header("Location", f"{served.url}/elsewhere")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_GET = do_POST
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    served.url = f"http://127.0.0.1:{server.server_port}/v1"
+    thread = Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield served
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cliffstore.publish.endpoint._LONGEST_WAIT", 0.01)
+
+
+def export(built: Built, served: Served, out: Path, *more: str | Path) -> Result:
+    at = ("--target-endpoint", served.url, "--target-model", "small-guard", "--thinking", "drop")
+    return run_cli("export", built.store, "--selection", SELECTION, "-o", out, *at, *more, "--json")
+
+
+def answers(out: Path) -> dict[str, str]:
+    return {row["id"]: row["messages"][-1]["content"] for row in pq.read_table(out / "train.parquet").to_pylist()}
+
+
+def test_the_model_is_asked_once_for_each_example(built: Built, served: Served, tmp_path: Path) -> None:
+    result = export(built, served, tmp_path / "out")
+    assert (result.code, result.json["rows"]) == (0, 8), result.stderr
+    assert len(served.asked) == 8
+    assert served.keys == [f"Bearer {KEY}"] * 8
+    for asked in served.asked:
+        assert (asked["path"], asked["model"], asked["temperature"]) == ("/v1/chat/completions", "small-guard", 0)
+        assert [turn["role"] for turn in asked["messages"]] == ["user"]
+    assert set(answers(tmp_path / "out").values()) == {f"I must decline ({number})." for number in range(8)}
+    first = snapshot(tmp_path / "out")
+    assert sorted(first) == ["README.md", "answers.jsonl", "train.parquet"]
+    assert "small-guard" in (tmp_path / "out" / "README.md").read_text()
+    assert export(built, served, tmp_path / "out").code == 0
+    more = ("--target-answers", tmp_path / "out" / "answers.jsonl")
+    assert export(built, served, tmp_path / "other", *more).code == 0
+    assert len(served.asked) == 8, "what is kept is not asked again"
+    assert snapshot(tmp_path / "out") == first
+    assert {**snapshot(tmp_path / "other"), "answers.jsonl": first["answers.jsonl"]} == first
+
+
+def test_key_is_in_nothing_that_is_written_or_said(built: Built, served: Served, tmp_path: Path) -> None:
+    written = export(built, served, tmp_path / "out")
+    served.answer = lambda number, body: (401, {"error": {"message": f"Incorrect API key provided: {KEY}"}})
+    refused = export(built, served, tmp_path / "refused")
+    assert refused.code == 2
+    assert KEY_VARIABLE in refused.stderr
+    assert "***" in refused.stderr
+    for result in (written, refused):
+        assert KEY not in result.text + result.stderr
+    assert not any(KEY.encode() in (content or b"") for content in snapshot(tmp_path).values())
+    assert not (tmp_path / "refused").exists()
+    assert KEY not in repr(Endpoint.check(served.url, "m", 1))
+
+
+def test_key_does_not_follow_a_redirect(built: Built, served: Served, tmp_path: Path) -> None:
+    for status in (302, 307):
+        served.asked.clear()
+        served.answer = lambda number, body, status=status: (status, {})
+        result = export(built, served, tmp_path / "out")
+        assert (result.code, str(status) in result.stderr) == (2, True)
+        assert {asked["path"] for asked in served.asked} == {"/v1/chat/completions"}
+
+
+def test_what_was_answered_before_a_failure_is_kept(built: Built, served: Served, tmp_path: Path) -> None:
+    served.answer = lambda number, body: said("No.") if number < 3 else (503, {})
+    failed = export(built, served, tmp_path / "out")
+    assert failed.code == 1
+    assert "503" in failed.stderr
+    assert sorted(snapshot(tmp_path / "out")) == ["answers.jsonl"]
+    served.asked.clear()
+    served.answer = lambda number, body: said("No.")
+    assert export(built, served, tmp_path / "out").code == 0
+    assert len(served.asked) == 5
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_what_passes_by_itself_is_tried_again(status: int, served: Served) -> None:
+    served.answer = lambda number, body: (status, {}) if number < ATTEMPTS - 1 else said("No.")
+    endpoint = Endpoint.check(served.url, "m", 16)
+    assert endpoint.ask(endpoint.body([]), Event()) == "No."
+    assert len(served.asked) == ATTEMPTS
+
+
+def test_attempts_have_an_end(served: Served) -> None:
+    served.answer = lambda number, body: (500, {})
+    endpoint = Endpoint.check(served.url, "m", 16)
+    with pytest.raises(EndpointError, match=f"500, {ATTEMPTS} times"):
+        endpoint.ask(endpoint.body([]), Event())
+    assert len(served.asked) == ATTEMPTS
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"choices": []}', b'{"choices": [{"message": 3}]}'])
+def test_no_completion_is_no_answer(content: bytes, served: Served) -> None:
+    served.answer = lambda number, body: (200, content)
+    endpoint = Endpoint.check(served.url, "m", 16)
+    with pytest.raises(EndpointError, match="no chat completion"):
+        endpoint.ask(endpoint.body([]), Event())
+
+
+@pytest.mark.parametrize(
+    ("text", "finish", "learnt"),
+    [
+        ("<think>Hm.</think>\n\nNo.", "stop", "No."),
+        ("No, beca", "length", None),
+        (None, "stop", None),
+        ("  ", "stop", None),
+    ],
+)
+def test_what_is_learnt_of_an_answer(text: str | None, finish: str, learnt: str | None, served: Served) -> None:
+    served.answer = lambda number, body: said(text, finish)
+    endpoint = Endpoint.check(served.url, "m", 16)
+    assert endpoint.ask(endpoint.body([]), Event()) == learnt
+
+
+def test_examples_without_an_answer_are_left_out_and_counted(built: Built, served: Served, tmp_path: Path) -> None:
+    served.answer = lambda number, body: said("No, beca", "length") if number < 2 else said("No.")
+    result = export(built, served, tmp_path / "out")
+    assert (result.json["rows"], result.json["without_target"]) == (6, 2)
+    assert "2 selected examples have no target" in result.stderr
+
+
+def test_a_template_is_what_the_model_is_asked(built: Built, served: Served, tmp_path: Path) -> None:
+    template = tmp_path / "ask.jinja"
+    template.write_text("Decline this politely: {{ prompt }}")
+    assert export(built, served, tmp_path / "out", "--target-template", template).code == 0
+    for asked in served.asked:
+        (turn,) = asked["messages"]
+        assert turn["content"].startswith("Decline this politely: ")
+
+
+@pytest.mark.parametrize(
+    ("url", "model", "told"),
+    [
+        ("https://me:hush@host/v1", "m", "credentials"),
+        ("https://host/v1?key=hush", "m", "credentials"),
+        ("ftp://host/v1", "m", "https://host/v1"),
+        ("https://host/v1", None, "--target-model"),
+    ],
+)
+def test_mistake_is_one_line(url: str, model: str | None, told: str, built: Built, tmp_path: Path) -> None:
+    more = () if model is None else ("--target-model", model)
+    result = run_cli(
+        "export", built.store, "--selection", SELECTION, "-o", tmp_path / "out", "--target-endpoint", url, *more
+    )
+    assert (result.code, told in result.stderr, "hush" in result.stderr) == (2, True, False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_answers_that_are_none_are_refused(built: Built, served: Served, tmp_path: Path) -> None:
+    (tmp_path / "book.jsonl").write_text('{"request": 1}\n')
+    result = export(built, served, tmp_path / "out", "--target-answers", tmp_path / "book.jsonl")
+    assert (result.code, "book.jsonl" in result.stderr) == (2, True)
+    assert not served.asked
+
+
+def test_endpoint_of_no_one_is_an_error_of_its_own(served: Served) -> None:
+    endpoint = Endpoint.check("http://127.0.0.1:9/v1", "m", 16)
+    with pytest.raises(EndpointError, match="does not answer"):
+        endpoint.ask(endpoint.body([]), Event())
+    served.answer = lambda number, body: (404, {"error": {"message": "no such model\n\x1b[31m"}})
+    endpoint = Endpoint.check(served.url, "m", 16)
+    with pytest.raises(SelectionError, match=r"404 \(no such model  \[31m\)"):
+        endpoint.ask(endpoint.body([]), Event())
