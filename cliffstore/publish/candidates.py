@@ -17,9 +17,10 @@ from cliffstore.errors import ProbeError, QueryError, SelectionError
 from cliffstore.publish.choice import rank
 from cliffstore.publish.criteria import Quota, SelectionSettings, Strategy, parse_dedupe, parse_quota, parse_strategy
 from cliffstore.publish.refusals import LOOKED_AT, PHRASES, Refusals
-from cliffstore.schema import ProbeDocument
-from cliffstore.store import layout
+from cliffstore.schema import CliffsDocument, ProbeDocument
+from cliffstore.store import documents, layout
 from cliffstore.store.catalog import Catalog
+from cliffstore.store.objects import ObjectStore
 from cliffstore.store.probes import read_probe
 
 _WITH_CLIFFS = "examples e LEFT JOIN (SELECT * EXCLUDE (probe) FROM cliffs WHERE probe = $1) c USING (example)"
@@ -100,6 +101,17 @@ def read_candidates(catalog: Catalog, settings: SelectionSettings, probe: str | 
         table = keep("below_min_plateau", pc.greater_equal(table["plateau"], settings.min_plateau))
     wanted = [name for name in table.column_names if name not in ("response", "plateau")]
     return Candidates(rank(table.select(wanted), ascending=settings.lowest_first), left_out)
+
+
+def cliffs_read(objects: ObjectStore, settings: SelectionSettings, probe: str | None) -> str | None:
+    """Return the digest of the cliffs that candidates are read with, None where none are."""
+    may_read = settings.needs_cliffs or settings.where or parse_strategy(settings.strategy).kind == "sql"
+    if probe is None or not may_read:
+        return None
+    try:
+        return documents.read(objects, CliffsDocument, layout.cliffs_document(probe)).digest
+    except FileNotFoundError:
+        return None
 
 
 def nothing_left(settings: SelectionSettings, left_out: Mapping[str, int]) -> str:

@@ -22,7 +22,7 @@ from vector_store import VectorStore
 from cliffstore.errors import SelectionError
 from cliffstore.publish.candidates import draw
 from cliffstore.run.store import Store
-from cliffstore.schema import EXAMPLES, SelectionDocument
+from cliffstore.schema import EXAMPLES, CliffsDocument, SelectionDocument
 from cliffstore.store import documents, layout
 from cliffstore.store.objects import ObjectStore
 from cliffstore.store.session import QueryLimits
@@ -277,6 +277,14 @@ def test_comparison_says_why_candidates_cannot_be_compared(tmp_path: Path, plant
     store = Path(shutil.copytree(planted, tmp_path / "store"))
     ok("select", store, "--name", "old", "--probe", "p", "--top", "10")
     ok("select", store, "--name", "drawn", "--strategy", "random", "--top", "10")
+    document = layout.cliffs_document("p")
+    objects = ObjectStore(str(store))
+    cliffs = documents.read(objects, CliffsDocument, document)
+    documents.put(objects, cliffs.model_copy(update={"digest": "of others"}))
+    found = ok("selections", "compare", store, "old", "drawn", "--json").json
+    assert "other cliffs now than selection 'old'" in found["not_compared"]
+    documents.put(objects, cliffs)
+    assert ok("selections", "compare", store, "old", "drawn", "--json").json["not_compared"] is None
     shutil.rmtree(store / "probes" / "p")
     found = ok("selections", "compare", store, "old", "drawn", "--json").json
     assert "no probe 'p'" in found["not_compared"]
