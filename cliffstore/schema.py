@@ -339,6 +339,7 @@ class SelectionDocument(Document):
     probe: str | None = Field(description="null where neither cliffs nor activations were asked for")
     probe_digest: str | None
     capture: str | None
+    cliffs_digest: str | None = Field(default=None, description="of the table of cliffs, where any may have been read")
     candidates: int
     examples: int = Field(description="fewer than `top` means where quotas and near-duplicates leave fewer")
     left_out: dict[str, int] = Field(

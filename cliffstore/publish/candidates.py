@@ -17,9 +17,10 @@ from cliffstore.errors import ProbeError, QueryError, SelectionError
 from cliffstore.publish.choice import rank
 from cliffstore.publish.criteria import Quota, SelectionSettings, Strategy, parse_dedupe, parse_quota, parse_strategy
 from cliffstore.publish.refusals import LOOKED_AT, PHRASES, Refusals
-from cliffstore.schema import ProbeDocument
-from cliffstore.store import layout
+from cliffstore.schema import CliffsDocument, ProbeDocument
+from cliffstore.store import documents, layout
 from cliffstore.store.catalog import Catalog
+from cliffstore.store.objects import ObjectStore
 from cliffstore.store.probes import read_probe
 
 _WITH_CLIFFS = "examples e LEFT JOIN (SELECT * EXCLUDE (probe) FROM cliffs WHERE probe = $1) c USING (example)"
@@ -102,15 +103,24 @@ def read_candidates(catalog: Catalog, settings: SelectionSettings, probe: str | 
     return Candidates(rank(table.select(wanted), ascending=settings.lowest_first), left_out)
 
 
+def cliffs_read(objects: ObjectStore, settings: SelectionSettings, probe: str | None) -> str | None:
+    """Return the digest of the cliffs that candidates are read with, None where none are."""
+    may_read = settings.needs_cliffs or settings.where or parse_strategy(settings.strategy).kind == "sql"
+    if probe is None or not may_read:
+        return None
+    try:
+        return documents.read(objects, CliffsDocument, layout.cliffs_document(probe)).digest
+    except FileNotFoundError:
+        return None
+
+
 def nothing_left(settings: SelectionSettings, left_out: Mapping[str, int]) -> str:
     """Return what to tell where there is no candidate."""
     where = f" where {settings.where}" if settings.where else ""
+    counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in sorted(left_out.items()))
+    reason = counts or "no example meets the condition"
     if left_out.get("without_value") and settings.strategy == "cliff":
-        reason = "a cliff needs thinking tokens before the answer"
-    elif left_out:
-        reason = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in left_out.items())
-    else:
-        reason = "no example meets the condition"
+        reason += " (a cliff needs thinking tokens before the answer)"
     return f"no example{where} can be chosen by {settings.strategy}: {reason}"
 
 

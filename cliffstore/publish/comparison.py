@@ -2,7 +2,7 @@
 
 The rank correlation (Spearman) is over the examples that both chose, by rank, and over all examples that are
 candidates of both, by value: for that the values are read again, the way each selection's document says. Where they
-cannot be (the probe is gone, or has other weights now), `not_compared` says why.
+cannot be (the probe is gone, or has other weights or cliffs now), `not_compared` says why.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cliffstore.errors import SelectionError, UserError
-from cliffstore.publish.candidates import read_candidates
+from cliffstore.publish.candidates import cliffs_read, read_candidates
 from cliffstore.publish.selection import settings_of
 from cliffstore.schema import SelectionDocument, damaged
 from cliffstore.store import documents, layout, tables
@@ -160,6 +160,10 @@ def _read(catalog: Catalog, document: SelectionDocument) -> tuple[npt.NDArray[np
             raise SelectionError(
                 f"probe {document.probe!r} has other weights now than selection {document.name!r} was chosen with"
             )
+    if cliffs_read(catalog.reader.objects, settings, document.probe) != document.cliffs_digest:
+        raise SelectionError(
+            f"probe {document.probe!r} has other cliffs now than selection {document.name!r} was chosen with"
+        )
     table = read_candidates(catalog, settings, document.probe).table
     value_N = np.asarray(table["value"], dtype=np.float64)
     return np.asarray(table["example"], dtype=np.int64), -value_N if settings.lowest_first else value_N

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from cliffstore import __version__
 from cliffstore.errors import SelectionError
-from cliffstore.publish.candidates import find_probe, nothing_left, read_candidates
+from cliffstore.publish.candidates import cliffs_read, find_probe, nothing_left, read_candidates
 from cliffstore.publish.choice import Gate, QuotaGate, choose
 from cliffstore.publish.criteria import SelectionSettings, check_settings, count_top, parse_dedupe, parse_quota
 from cliffstore.publish.duplicates import ActivationGate, PromptGate, Vectors, spread
@@ -97,6 +97,7 @@ def select_examples(catalog: Catalog, settings: SelectionSettings, *, replace: b
         probe=name,
         probe_digest=probe.digest if probe else None,
         capture=probe.capture if probe else None,
+        cliffs_digest=cliffs_read(objects, settings, name),
         candidates=ranked.num_rows,
         examples=table.num_rows,
         left_out=left_out,

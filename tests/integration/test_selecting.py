@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pytest
 from commands import ok, run_cli, snapshot
-from conftest import PROBE, SELECTION, Built
+from conftest import PROBE, Built
 from made_up import add_probe
 from scipy.stats import spearmanr
 from vector_store import VectorStore
@@ -22,7 +22,7 @@ from vector_store import VectorStore
 from cliffstore.errors import SelectionError
 from cliffstore.publish.candidates import draw
 from cliffstore.run.store import Store
-from cliffstore.schema import EXAMPLES, SelectionDocument
+from cliffstore.schema import EXAMPLES, CliffsDocument, SelectionDocument
 from cliffstore.store import documents, layout
 from cliffstore.store.objects import ObjectStore
 from cliffstore.store.session import QueryLimits
@@ -277,6 +277,14 @@ def test_comparison_says_why_candidates_cannot_be_compared(tmp_path: Path, plant
     store = Path(shutil.copytree(planted, tmp_path / "store"))
     ok("select", store, "--name", "old", "--probe", "p", "--top", "10")
     ok("select", store, "--name", "drawn", "--strategy", "random", "--top", "10")
+    document = layout.cliffs_document("p")
+    objects = ObjectStore(str(store))
+    cliffs = documents.read(objects, CliffsDocument, document)
+    documents.put(objects, cliffs.model_copy(update={"digest": "of others"}))
+    found = ok("selections", "compare", store, "old", "drawn", "--json").json
+    assert "other cliffs now than selection 'old'" in found["not_compared"]
+    documents.put(objects, cliffs)
+    assert ok("selections", "compare", store, "old", "drawn", "--json").json["not_compared"] is None
     shutil.rmtree(store / "probes" / "p")
     found = ok("selections", "compare", store, "old", "drawn", "--json").json
     assert "no probe 'p'" in found["not_compared"]
@@ -335,8 +343,12 @@ def test_section_of_a_file_has_all_options(store: Path, tmp_path: Path) -> None:
     assert max(Counter(row["label"] for row in labels).values()) == 3
 
 
-def test_examples_without_cliffs_are_exported_with_the_probe_that_was_said(store: Path, tmp_path: Path) -> None:
-    ok("select", store, "--name", "all", "--top", "100%", "--strategy", "random", "--probe", PROBE)
+@pytest.mark.parametrize("probe", [None, PROBE])
+def test_examples_without_cliffs_are_exported(probe: str | None, store: Path, tmp_path: Path) -> None:
+    said = ("--probe", probe) if probe else ()
+    ok("select", store, "--name", "all", "--top", "100%", "--strategy", "random", *said)
     report = ok("export", store, "--selection", "all", "-o", tmp_path / "out", "--target-text", "No.", "--json").json
     assert report["rows"] == 40
-    assert SELECTION in [row["selection"] for row in rows(store, "SELECT DISTINCT selection FROM selections")]
+    assert [row["probe"] for row in rows(store, "SELECT DISTINCT probe FROM selections WHERE selection = 'all'")] == [
+        probe
+    ]
