@@ -173,16 +173,30 @@ class SelectConfig(StoreConfig):
 
     name: str
     top: str = Field(description="a number such as 700, or a share such as 1.7%")
-    strategy: str = "cliff"
+    strategy: str = Field(default="cliff", description="cliff, final, random, rules, column:NAME or sql:EXPRESSION")
+    ascending: bool = Field(default=False, description="smallest value first")
+    seed: int = Field(default=0, ge=0, description="of random and rules")
+    rules: str | None = Field(default=None, description="file of phrases that refusals begin with")
     probe: str | None = None
     where: str | None = None
+    min_plateau: float | None = Field(default=None, allow_inf_nan=False, description="a logit")
+    quota: Annotated[tuple[str, ...], BeforeValidator(_one_is_enough)] = Field(
+        default=(), description="COLUMN=50%, COLUMN=100 or COLUMN:VALUE=500: at most so many"
+    )
+    dedupe: Annotated[tuple[str, ...], BeforeValidator(_one_is_enough)] = Field(
+        default=(), description="prompt:0.8, activation:0.98: no near-duplicates"
+    )
     replace: bool = False
 
 
 class CliffConfig(StoreConfig):
     """Everything that `cliffstore cliff` can be told; with `select`, a selection is made of what was ranked."""
 
-    probe: str
+    probe: Annotated[tuple[str, ...], BeforeValidator(_one_is_enough)] = Field(
+        min_length=1, description="names of probes; examples are shown by the cliffs of the first"
+    )
+    plateau: str = Field(default="mean", description="of the scores over the thinking: mean, median, max, q0.9")
+    window: str = Field(default="all", description="thinking tokens that it is over: all, last:32, first:50%")
     top: int = Field(default=20, ge=1, description="examples to show")
     select: SelectConfig | None = None
 
@@ -191,7 +205,24 @@ class CliffConfig(StoreConfig):
     def _hand_down(cls, given: object) -> object:
         if not isinstance(given, Mapping) or given.get("select") is None:
             return given
-        return {**given, "select": _inherit(given, "select", given, probe=given.get("probe"))}
+        probes = _one_is_enough(given.get("probe"))
+        probe = probes[0] if isinstance(probes, list | tuple) and len(probes) == 1 else None
+        return {**given, "select": _inherit(given, "select", given, probe=probe)}
+
+
+class CurveConfig(StoreConfig):
+    """Everything that `cliffstore curve` can be told."""
+
+    probe: Annotated[tuple[str, ...], BeforeValidator(_one_is_enough)] = Field(
+        min_length=1, description="names of probes"
+    )
+    positions: str = Field(default="-64..0", description="distances from the decision position")
+    group_by: str | None = Field(default=None, description="column of examples, or SQL expression")
+    where: str | None = None
+    resamples: int = Field(default=1_000, ge=0, description="of the bootstrap; 0: no bands")
+    level: float = Field(default=0.95, gt=0, lt=1, description="share of the resampled means that the band holds")
+    seed: int = Field(default=0, ge=0)
+    all_tokens: bool = Field(default=False, description="prompts, and examples without thinking, too")
 
 
 def parse_share(value: object) -> object:

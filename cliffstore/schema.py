@@ -315,6 +315,8 @@ class CliffsDocument(Document):
     probe_digest: str
     capture: str
     scores: str = Field(description="sha256 over the digests of the scores that they were made from")
+    plateau: str = Field(default="mean", description="statistic over the thinking: mean, median, max or q0.9")
+    window: str = Field(default="all", description="which thinking tokens it is over: all, last:32 or first:50%")
     examples: int
     partial_thinking: int = Field(description="examples whose plateau is that of a part of their thinking")
     digest: str = Field(description="sha256 of the table's bytes")
@@ -327,12 +329,25 @@ class SelectionDocument(Document):
     name: str
     strategy: str
     top: str
+    ascending: bool = False
+    seed: int = Field(default=0, description="of the strategies random and rules")
     where: str | None
-    probe: str
-    probe_digest: str
-    capture: str
+    phrases: list[str] | None = Field(default=None, description="what refusals begin with; null for the built-in ones")
+    min_plateau: float | None = Field(default=None, description="a logit")
+    quotas: list[str] = Field(default_factory=list, description="such as source=50% or label:1=500")
+    dedupe: list[str] = Field(default_factory=list, description="such as prompt:0.8 or activation:0.98")
+    probe: str | None = Field(description="null where neither cliffs nor activations were asked for")
+    probe_digest: str | None
+    capture: str | None
+    cliffs_digest: str | None = Field(default=None, description="of the table of cliffs, where any may have been read")
     candidates: int
-    examples: int
+    examples: int = Field(description="fewer than `top` means where quotas and near-duplicates leave fewer")
+    left_out: dict[str, int] = Field(
+        default_factory=dict,
+        description="how many examples were no candidates (without_value, without_response, refusal, "
+        "below_min_plateau, without_vector), or were passed over before the last that was chosen (over_quota, "
+        "near_duplicate_prompt, near_duplicate_activation)",
+    )
     digest: str = Field(description="sha256 of the table's bytes")
     cliffstore_version: str
 
@@ -420,6 +435,7 @@ CLIFFS = _schema(
     ("cliff", pa.float64()),
     ("n_think", pa.int32()),
     ("steepest_position", pa.int32()),
+    ("n_steep", pa.int32()),
 )
 
 HEADS = _schema(

@@ -1,14 +1,11 @@
-"""Cliffs: how far the score falls between the thinking and the last token before the answer. Plain SQL over scores.
+"""Cliffs: how far the score falls between the thinking and the last token before the answer, of every scored example.
 
-plateau = mean score over the segment `think`; final = score at the decision position; cliff = plateau - final
-(DESIGN: Words). Scores are logits. Each example is averaged over the tokens it has: nothing is padded. An example
-without thinking has no plateau and no cliff; it stays in the table, with null in both.
+What a plateau, a cliff, its steepest position and its length are is said in `plateau` and `falls`. Here units are read,
+one after the other, some ahead, and the table that comes of them is written. Cost: one pass over the scores, some sixty
+nanoseconds a token, in memory for some units and for seven numbers an example.
 
-Where not all positions are stored, the mean goes over the thinking tokens that are, and the steepest position ends
-the largest fall from one stored token to the next, however far apart they are.
-
-Sums are over tokens in their order, so that equal scores give equal cliffs to the last bit, in whatever order they
-are read and on however many threads.
+Where not all positions are stored, the plateau is that of the thinking tokens that are; examples are counted that have
+only a part of their thinking, or none.
 """
 
 from __future__ import annotations
@@ -17,45 +14,22 @@ import hashlib
 from dataclasses import dataclass
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cliffstore import __version__
+from cliffstore.analyze.falls import falls
+from cliffstore.analyze.plateau import PlateauRule
+from cliffstore.analyze.token_scores import THINK, each_unit
 from cliffstore.errors import DamagedStoreError, ProbeError
-from cliffstore.schema import CLIFFS, CliffsDocument
+from cliffstore.records import PlannedUnit
+from cliffstore.schema import CLIFFS, CliffsDocument, ScoreReceipt
 from cliffstore.store import documents, layout, tables
-from cliffstore.store.catalog import Catalog
 from cliffstore.store.objects import ObjectStore
 from cliffstore.store.probes import read_probe
-from cliffstore.store.scores import ProbeKey, scores_digest
+from cliffstore.store.reader import StoreReader
+from cliffstore.store.scores import ProbeKey, score_receipts, scores_digest
 
-CLIFF_SQL = """
-WITH s AS (SELECT example, position, to_decision, segment, score FROM scores WHERE probe = $probe),
-ends AS (
-    SELECT example, list_avg(list(score ORDER BY position) FILTER (segment = 'think')) AS plateau,
-           max(score) FILTER (to_decision = 0) AS final,
-           count(*) FILTER (segment = 'think') AS n_think,
-           min(position) FILTER (segment = 'think') AS first_think
-    FROM s GROUP BY example
-),
-drops AS (
-    SELECT example, position, lag(score) OVER (PARTITION BY example ORDER BY position) - score AS fall
-    FROM s WHERE to_decision <= 0
-),
-steepest AS (
-    SELECT example, arg_max(position, (fall, -position)) AS steepest_position
-    FROM drops JOIN ends USING (example) WHERE position > first_think AND fall IS NOT NULL GROUP BY example
-)
-SELECT example, plateau, final, plateau - final AS cliff, n_think, steepest_position
-FROM ends LEFT JOIN steepest USING (example) ORDER BY example
-"""
-GAPS_SQL = """
-WITH s AS (
-    SELECT example, count(*) FILTER (segment = 'think') AS n_think FROM scores WHERE probe = $probe GROUP BY example
-),
-gaps AS (SELECT DISTINCT example FROM tokens WHERE row IS NULL AND segment = 'think')
-SELECT count(*) FILTER (n_think > 0) AS partial, count(*) FILTER (n_think = 0) AS absent
-FROM gaps JOIN s USING (example)
-"""
-"""Scored examples of which a part of the thinking, or all of it, is not stored."""
+MEAN_OVER_ALL = PlateauRule()
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +41,8 @@ class CliffReport:
     without_thinking : examples that have no thinking with scores, hence no cliff
     without_decision : examples that have no score at the decision position, hence no cliff
     partial_thinking : examples whose plateau is that of a part of their thinking
+    plateau, window : what the plateau is, see `PlateauRule`
+    replaced : the rule of the cliffs that were there, where it is another one
     """
 
     probe: str
@@ -74,10 +50,22 @@ class CliffReport:
     without_thinking: int
     without_decision: int = 0
     partial_thinking: int = 0
+    plateau: str = MEAN_OVER_ALL.statistic
+    window: str = MEAN_OVER_ALL.window
+    replaced: str | None = None
 
 
-def rank_cliffs(catalog: Catalog, probe: str) -> CliffReport:
-    """Compute the cliff of every scored example, unless that was done already for the scores that there are.
+@dataclass(frozen=True, slots=True)
+class _Unit:
+    """Cliffs of a unit, and examples of which a part of the thinking, or all of it, is not stored."""
+
+    cliffs: pa.Table
+    partial: int
+    absent: int
+
+
+def rank_cliffs(reader: StoreReader, probe: str, rule: PlateauRule = MEAN_OVER_ALL) -> CliffReport:
+    """Compute the cliff of every scored example, unless that was done already by this rule for the scores there are.
 
     Writes `cliffs/<probe>.parquet` and its document.
 
@@ -85,25 +73,27 @@ def rank_cliffs(catalog: Catalog, probe: str) -> CliffReport:
     ------
     ProbeError
         There is no such probe, or it has no scores, or none that a cliff could be made of.
+    DamagedStoreError
+        Scores of a unit cannot be read.
     """
-    objects = catalog.reader.objects
+    objects = reader.objects
     document, _ = read_probe(objects, probe)
-    scores = scores_digest(objects, ProbeKey(probe, document.digest, document.capture))
-    held = _held(objects, probe, scores)
+    receipts = score_receipts(objects, ProbeKey(probe, document.digest, document.capture))
+    scores = scores_digest(receipts)
+    before = _document(objects, probe)
+    held = _held(objects, before, scores, rule) if before is not None else None
     if held is not None:
         return held
-    table = cliff_table(catalog, probe)
+    table, partial, absent = cliff_table(reader, receipts, rule)
     if not table.num_rows:
-        raise ProbeError(
-            f"probe {probe!r} has no scores yet: run `cliffstore score {catalog.reader.url} --probe {probe}`"
-        )
-    gaps = catalog.arrow(GAPS_SQL, {"probe": probe}).to_pylist()[0]
-    if table["cliff"].null_count == table.num_rows and (gaps["absent"] or table["final"].null_count):
+        raise ProbeError(f"probe {probe!r} has no scores yet: run `cliffstore score {reader.url} --probe {probe}`")
+    if table["cliff"].null_count == table.num_rows and (absent or table["final"].null_count):
         raise ProbeError(
             "no example has scores both in its thinking and at its decision position: extract with `think,decision` "
             "among the --positions, into another --store"
         )
     provenance = {"capture": document.capture, "probe": probe, "probe_digest": document.digest}
+    provenance |= {"plateau": rule.statistic, "window": rule.window}
     digest = tables.write(objects, layout.cliffs_table(probe), table, provenance)
     documents.put(
         objects,
@@ -112,34 +102,85 @@ def rank_cliffs(catalog: Catalog, probe: str) -> CliffReport:
             probe_digest=document.digest,
             capture=document.capture,
             scores=scores,
+            plateau=rule.statistic,
+            window=rule.window,
             examples=table.num_rows,
-            partial_thinking=gaps["partial"],
+            partial_thinking=partial,
             digest=digest,
             cliffstore_version=__version__,
         ),
     )
-    return _report(probe, table, gaps["partial"])
+    former = PlateauRule(before.plateau, before.window) if before is not None else rule
+    return _report(probe, table, partial, rule, None if former == rule else str(former))
 
 
-def _held(objects: ObjectStore, probe: str, scores: str) -> CliffReport | None:
-    """Return the report of cliffs that are there, whole, and of these very scores; None where there are none."""
+def rule_of(objects: ObjectStore, probe: str) -> PlateauRule:
+    """Return the rule by which the cliffs of a probe were made; the usual one where that is not known."""
+    document = _document(objects, probe)
+    return MEAN_OVER_ALL if document is None else PlateauRule(document.plateau, document.window)
+
+
+def _document(objects: ObjectStore, probe: str) -> CliffsDocument | None:
     try:
-        document = documents.read(objects, CliffsDocument, layout.cliffs_document(probe))
-        content = objects.get(layout.cliffs_table(probe))
+        return documents.read(objects, CliffsDocument, layout.cliffs_document(probe))
     except (FileNotFoundError, DamagedStoreError):
         return None
-    made_from = (document.scores, document.cliffstore_version, document.digest)
-    if made_from != (scores, __version__, hashlib.sha256(content).hexdigest()):
+
+
+def _held(objects: ObjectStore, document: CliffsDocument, scores: str, rule: PlateauRule) -> CliffReport | None:
+    """Return the report of cliffs that are whole, by this rule and of these very scores; None if they are not."""
+    key = layout.cliffs_table(document.probe)
+    try:
+        content = objects.get(key)
+        table = tables.decode(key, content)
+    except (FileNotFoundError, DamagedStoreError):
         return None
-    documents.keep_copy(objects, layout.cliffs_document(probe))
-    return _report(probe, tables.decode(layout.cliffs_table(probe), content), document.partial_thinking)
+    made_from = (document.scores, document.cliffstore_version, document.plateau, document.window, document.digest)
+    wanted = (scores, __version__, rule.statistic, rule.window, hashlib.sha256(content).hexdigest())
+    if made_from != wanted or table.schema.names != CLIFFS.names:
+        return None
+    documents.keep_copy(objects, layout.cliffs_document(document.probe))
+    return _report(document.probe, table, document.partial_thinking, rule, None)
 
 
-def _report(probe: str, cliffs: pa.Table, partial_thinking: int) -> CliffReport:
-    without_thinking, without_decision = cliffs["plateau"].null_count, cliffs["final"].null_count
-    return CliffReport(probe, cliffs.num_rows, without_thinking, without_decision, partial_thinking)
+def _report(
+    probe: str, cliffs: pa.Table, partial_thinking: int, rule: PlateauRule, replaced: str | None
+) -> CliffReport:
+    return CliffReport(
+        probe,
+        examples=cliffs.num_rows,
+        without_thinking=cliffs["plateau"].null_count,
+        without_decision=cliffs["final"].null_count,
+        partial_thinking=partial_thinking,
+        plateau=rule.statistic,
+        window=rule.window,
+        replaced=replaced,
+    )
 
 
-def cliff_table(catalog: Catalog, probe: str) -> pa.Table:
-    """Return example, plateau, final, cliff, n_think, steepest_position of every scored example."""
-    return catalog.arrow(CLIFF_SQL, {"probe": probe}).cast(CLIFFS)
+def cliff_table(reader: StoreReader, receipts: list[ScoreReceipt], rule: PlateauRule) -> tuple[pa.Table, int, int]:
+    """Return a line of `CLIFFS` for every scored example, by example, and two counts of what is not stored.
+
+    They are of examples that lack a part of their thinking, and of those that lack all of it. Errors as for
+    `rank_cliffs`.
+    """
+    planned = reader.plan_tables.units
+    units = []
+    for receipt, scores in each_unit(reader.objects, receipts):
+        cliffs = falls(scores, rule)
+        units.append(_Unit(cliffs, *_gaps(reader, planned.get(receipt.unit), receipt, cliffs)))
+    table = pa.concat_tables([unit.cliffs for unit in units]) if units else CLIFFS.empty_table()
+    table = table.sort_by("example").combine_chunks()
+    return table, sum(unit.partial for unit in units), sum(unit.absent for unit in units)
+
+
+def _gaps(reader: StoreReader, planned: PlannedUnit | None, receipt: ScoreReceipt, cliffs: pa.Table) -> tuple[int, int]:
+    """Return of how many examples with scores a part of the thinking is not stored, and of how many all of it."""
+    if planned is None or planned.n_tokens == receipt.n_tokens:
+        return 0, 0
+    tokens = reader.plan_tables.tokens(receipt.unit, ["example", "segment", "row"])
+    lacking = tokens.filter(tokens["row"].is_null())
+    is_think = pc.equal(lacking["segment"].cast(pa.string()), THINK)
+    examples = lacking.filter(is_think)["example"].unique()
+    n_think = cliffs.filter(pc.is_in(cliffs["example"], value_set=examples))["n_think"].to_numpy()
+    return int((n_think > 0).sum()), int((n_think == 0).sum())

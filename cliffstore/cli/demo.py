@@ -33,7 +33,7 @@ def demo(
     output: Annotated[str, typer.Option(help="Folder for the store and the training set.")] = "cliffstore-demo",
     json: Json = False,
 ) -> None:
-    from cliffstore.cli.analysis import TOP_CLIFFS
+    from cliffstore.cli.cliffs import TOP_CLIFFS
     from cliffstore.run.demo import PROBE, run_demo
     from cliffstore.run.progress import choose_reporter
     from cliffstore.run.store import Store
@@ -45,7 +45,8 @@ def demo(
     with Store(report.store) as store:
         top = store.catalog.arrow(TOP_CLIFFS, [PROBE, 5, "1"])
     print("\nThe largest cliffs among the requests to decline (scores are logits):\n")
-    print_table(top.column_names, [list(row.values()) for row in top.to_pylist()])
+    columns = [name for name in top.column_names if name not in ("example", "unit", "n_steep")]
+    print_table(columns, [[row[name] for name in columns] for row in top.to_pylist()])
     print("\nMean score by distance from the last token before the answer:\n")
     print(draw(report.curves))
     if model is None:
@@ -63,18 +64,7 @@ def demo(
 
 def draw(curves: Sequence[Curve]) -> str:
     """Return the curves as a plot of characters."""
-    import plotille
+    from cliffstore.cli.plots import Line, draw_lines
 
-    figure = plotille.Figure()
-    figure.width, figure.height = 72, 14
-    figure.color_mode = "names"
-    figure.with_colors = False
-    figure.origin = False
-    figure.x_label, figure.y_label = "to_decision", "score"
-    figure.register_label_formatter(
-        float, lambda value, chars, delta, left: f"{value:{'<' if left else '>'}{chars}.1f}"
-    )
-    for curve, marker in zip(curves, ("·", "#", "+", "*"), strict=False):
-        name = _NAMES.get(curve.label, curve.label)
-        figure.plot(curve.to_decision, curve.score, label=name, marker=marker)
-    return str(figure.show(legend=True))
+    lines = [Line(_NAMES.get(curve.label, curve.label), curve.to_decision, curve.score) for curve in curves]
+    return draw_lines(lines, "to_decision", "score")

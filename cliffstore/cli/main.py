@@ -15,7 +15,19 @@ import typer
 from typer.exceptions import TyperException
 
 from cliffstore import __version__
-from cliffstore.cli import analysis, clipping, demo, extraction, inspection, pipeline, probes, publication, query
+from cliffstore.cli import (
+    analysis,
+    cliffs,
+    clipping,
+    curves,
+    demo,
+    extraction,
+    inspection,
+    pipeline,
+    probes,
+    publication,
+    query,
+)
 from cliffstore.errors import CliffstoreError
 from cliffstore.run.events import emit
 from cliffstore.run.progress import wants_events
@@ -27,7 +39,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=True,
 )
-for module in (demo, extraction, inspection, query, probes, analysis, clipping, publication, pipeline):
+for module in (demo, extraction, inspection, query, probes, analysis, cliffs, curves, clipping, publication, pipeline):
     module.add_to(app)
 
 

@@ -53,10 +53,13 @@ def open_to_read(store: str, config: str | None) -> Store:
 
 def describe_selection(report: SelectionReport) -> str:
     """Return the figures of a selection, for people."""
-    unranked = f", {report.not_ranked} more have no cliff" if report.not_ranked else ""
+    from cliffstore.publish.selection import told
+
+    probe = f" of probe {report.probe}" if report.probe else ""
+    left_out = f"; {told(report)}" if report.left_out else ""
     return (
-        f"selection {report.name}: {report.chosen} of {report.candidates} examples by {report.strategy} of probe "
-        f"{report.probe} (lowest {report.lowest:.3f}{unranked})"
+        f"selection {report.name}: {report.chosen} of {report.candidates} candidates by {report.strategy}{probe} "
+        f"(last value {report.last:.3f}){left_out}"
     )
 
 

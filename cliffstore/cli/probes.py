@@ -36,6 +36,7 @@ def add_to(app: typer.Typer) -> None:
     probe.command(name="list", help="List the probes of a store.")(list_all)
     probe.command(name="show", help="Show a probe and its figures for each position and layer.")(show)
     probe.command(name="import", help="Keep a direction from a NumPy or safetensors file as a probe.")(bring)
+    probe.command(name="random", help="Keep random directions as probes, a control for another probe.")(random)
     probe.command(name="export", help="Write a probe to a safetensors or NumPy file.")(export)
     app.add_typer(probe, name="probe")
 
@@ -205,6 +206,24 @@ def bring(
             test_where=test_where,
         )
     _print(document, json)
+
+
+def random(
+    store: StoreUrl,
+    like: Annotated[str, typer.Option(help="Probe whose site, layer and norm they have.")],
+    config: OptionsFrom = None,
+    n: Annotated[int, typer.Option("--n", min=1, help="How many.")] = 5,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    replace: Replace = False,
+    json: Json = False,
+) -> None:
+    with open_to_read(store, config) as opened:
+        documents = opened.random_probes(like, n, seed=seed, replace=replace)
+    if json:
+        print_json([document.model_dump(mode="json") for document in documents])
+        return
+    for document in documents:
+        print(f"probe {document.name}: random, {document.site} layer {document.layer}")
 
 
 def export(

@@ -1,18 +1,39 @@
-"""`cliffstore select` and `cliffstore export`."""
+"""`cliffstore select`, `cliffstore selections` and `cliffstore export`."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cliffstore.cli.output import Config, Json, MaybeStoreUrl, describe_rows, describe_selection, open_store, print_json
+from cliffstore.cli.output import (
+    Config,
+    Json,
+    MaybeStoreUrl,
+    OptionsFrom,
+    StoreUrl,
+    describe_rows,
+    describe_selection,
+    open_store,
+    open_to_read,
+    print_json,
+    print_lines,
+    print_table,
+)
+
+if TYPE_CHECKING:
+    from cliffstore.publish.comparison import Comparison
 
 
 def add_to(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command(name="select", help="Choose training examples, the largest cliffs first.")(select)
+    app.command(name="select", help="Choose training examples, by default the largest cliffs.")(select)
+    selections = typer.Typer(help="Selections that were made.", rich_markup_mode=None)
+    selections.command(name="compare", help="Hold two selections against each other: overlap, rank correlation.")(
+        compare
+    )
+    app.add_typer(selections, name="selections")
     app.command(name="export", help="Write a selection as a Parquet training set with its dataset card.")(export)
 
 
@@ -21,9 +42,27 @@ def select(
     config: Config = None,
     name: Annotated[str | None, typer.Option("--name", help="Name of the selection.")] = None,
     top: Annotated[str | None, typer.Option(help="A number such as 700, or a share such as 1.7%.")] = None,
-    strategy: Annotated[str | None, typer.Option(help="cliff.")] = None,
+    strategy: Annotated[
+        str | None,
+        typer.Option(
+            help="cliff; final (score before the answer, lowest first); random; rules (responses that refuse by no "
+            "phrase, in random order); column:NAME, sql:EXPRESSION (highest first). Default: cliff."
+        ),
+    ] = None,
+    ascending: Annotated[bool, typer.Option("--ascending", help="Smallest value first.")] = False,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of random and rules. Default: 0.")] = None,
+    rules: Annotated[str | None, typer.Option(help="File of phrases that refusals begin with, one a line.")] = None,
     probe: Annotated[str | None, typer.Option(help="Probe, where several have cliffs.")] = None,
-    where: Annotated[str | None, typer.Option(help="SQL condition over examples.")] = None,
+    where: Annotated[str | None, typer.Option(help="SQL condition over examples (e) and cliffs (c).")] = None,
+    min_plateau: Annotated[float | None, typer.Option(help="Least plateau, a logit.")] = None,
+    quota: Annotated[
+        list[str] | None,
+        typer.Option(help="At most so many: COLUMN=50%, COLUMN=100 of any one value, COLUMN:VALUE=500. Repeatable."),
+    ] = None,
+    dedupe: Annotated[
+        list[str] | None,
+        typer.Option(help="No near-duplicates, by prompt[:0.8] (words) or activation[:0.98] (cosine). Repeatable."),
+    ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Replace a selection of that name.")] = False,
     json: Json = False,
 ) -> None:
@@ -36,8 +75,14 @@ def select(
         "name": name,
         "top": top,
         "strategy": strategy,
+        "ascending": ascending or None,
+        "seed": seed,
+        "rules": rules,
         "probe": probe,
         "where": where,
+        "min_plateau": min_plateau,
+        "quota": quota or None,
+        "dedupe": dedupe or None,
         "replace": replace or None,
     }
     settings = read_config(SelectConfig, config, given)
@@ -47,6 +92,44 @@ def select(
         print_json(asdict(report))
     else:
         print(describe_selection(report))
+
+
+def compare(
+    store: StoreUrl,
+    first: Annotated[str, typer.Argument(metavar="A", help="Name of a selection.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="Name of another.")],
+    config: OptionsFrom = None,
+    json: Json = False,
+) -> None:
+    with open_to_read(store, config) as opened:
+        found = opened.compare_selections(first, second)
+    if json:
+        print_json(asdict(found))
+        return
+    rows = [list(asdict(side).values()) for side in (found.first, found.second)]
+    print_table(["selection", "strategy", "probe", "examples", "candidates"], rows)
+    print()
+    print_lines(described(found))
+
+
+def described(found: Comparison) -> dict[str, str]:
+    """Return the figures of a comparison, for people."""
+    chance = "" if found.expected_overlap is None else f" ({found.expected_overlap:.1f} by chance)"
+    figures = {
+        "chosen by both": f"{found.overlap}{chance}",
+        "Jaccard index": f"{found.jaccard:.3f}",
+        f"share of {found.first.name}": f"{found.of_first:.1%}",
+        f"share of {found.second.name}": f"{found.of_second:.1%}",
+        "Spearman, chosen by both": _correlation(found.rank_correlation),
+    }
+    if found.not_compared is not None:
+        return {**figures, "Spearman, all candidates": f"not measured: {found.not_compared}"}
+    value = _correlation(found.value_correlation)
+    return {**figures, "Spearman, all candidates": f"{value} ({found.common_candidates} common candidates)"}
+
+
+def _correlation(value: float | None) -> str:
+    return "not defined" if value is None else f"{value:.3f}"
 
 
 def export(

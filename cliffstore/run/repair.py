@@ -12,9 +12,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ParamSpec
 
-from cliffstore.analyze.cliff import rank_cliffs
+from cliffstore.analyze.cliff import rank_cliffs, rule_of
 from cliffstore.errors import CliffstoreError, CorpusError, InterruptedRunError, ProbeError
-from cliffstore.publish.selection import select_examples
+from cliffstore.publish.selection import select_examples, settings_of
 from cliffstore.run.origins import Origins, extraction_of, scoring_of, tables_again
 from cliffstore.run.places import units_placed
 from cliffstore.run.progress import Reporter
@@ -198,30 +198,21 @@ class _Repair:
     def _rank(self, probe: str) -> str | None:
         key = layout.cliffs_document(probe)
         before = documents.read(self.objects, CliffsDocument, key) if self.objects.exists(key) else None
-        with Catalog(self._reader()) as catalog:
-            rank_cliffs(catalog, probe)
+        rank_cliffs(self._reader(), probe, rule_of(self.objects, probe))
         after = documents.read(self.objects, CliffsDocument, key)
         return _remark(before is None or before.digest == after.digest)
 
     def _select(self, name: str) -> str | None:
         key = layout.selection_document(name)
         before = documents.read(self.objects, SelectionDocument, key)
-        found, _ = read_probe(self.objects, before.probe)
-        if found.digest != before.probe_digest:
+        found = None if before.probe is None else read_probe(self.objects, before.probe)[0]
+        if found is not None and found.digest != before.probe_digest:
             raise ProbeError(
                 f"probe {before.probe!r} has other weights now than selection {name!r} was chosen with: choose it "
                 "anew with `cliffstore select --replace`"
             )
         with Catalog(self._reader()) as catalog:
-            select_examples(
-                catalog,
-                name=name,
-                probe=before.probe,
-                strategy=before.strategy,
-                top=before.top,
-                where=before.where,
-                replace=True,
-            )
+            select_examples(catalog, settings_of(before), replace=True)
         after = documents.read(self.objects, SelectionDocument, key)
         return _remark(before.digest == after.digest)
 

@@ -3,40 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 
-import duckdb
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from cliffstore.access import scheme_of
-from cliffstore.analyze.cliff import CliffReport, rank_cliffs
+from cliffstore.analyze.cliff import CliffReport
 from cliffstore.analyze.clipping import KEEP
+from cliffstore.analyze.comparison import ProbeCliffs, compare_cliffs
+from cliffstore.analyze.random_directions import random_directions
 from cliffstore.config import ExportConfig, check_name
-from cliffstore.errors import ProbeError
+from cliffstore.publish.comparison import Comparison, compare_selections
+from cliffstore.publish.criteria import SelectionSettings
 from cliffstore.publish.export import ExportReport, export_selection
-from cliffstore.publish.selection import SelectionReport, select_examples
+from cliffstore.publish.refusals import read_phrases
+from cliffstore.publish.selection import SelectionReport, select_examples, told
 from cliffstore.run.clipping import ClipReport, KeptFigures, clip_corpus, clip_figures
-from cliffstore.run.description import describe_store
 from cliffstore.run.directions import write_direction
 from cliffstore.run.origins import Origins
-from cliffstore.run.progress import LineReporter, Reporter
+from cliffstore.run.queries import StoreQueries
+from cliffstore.run.ranking import draw_curves, rank
 from cliffstore.run.repair import RepairReport, repair_store
 from cliffstore.run.scoring import ScoringReport, score_store
-from cliffstore.run.verification import verify
 from cliffstore.schema import ProbeDocument
 from cliffstore.settings import read_config
-from cliffstore.store.activations import Activations, find_activations
-from cliffstore.store.catalog import Catalog, Parameters, arrow_table
 from cliffstore.store.probes import read_probe
-from cliffstore.store.reader import StoreReader
-from cliffstore.store.results import Batches
-from cliffstore.store.session import QueryLimits
-from cliffstore.store.verify import VerifyReport
 
 
-class Store:
+class Store(StoreQueries):
     """A store to query and to build on.
 
     Parameters
@@ -51,187 +43,6 @@ class Store:
     StoreError
         There is no store at `url`, or it has a newer format.
     """
-
-    def __init__(
-        self,
-        url: str,
-        storage_options: Mapping[str, object] | None = None,
-        reporter: Reporter | None = None,
-        limits: QueryLimits | None = None,
-    ) -> None:
-        self.reader = StoreReader(url, storage_options)
-        self._reporter = reporter or LineReporter()
-        self._limits = limits
-        self._catalog: Catalog | None = None
-        self._attached: dict[str, StoreReader] = {}
-        self._registered: dict[str, pa.Table] = {}
-
-    def __enter__(self) -> Store:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the SQL connection, if one was opened."""
-        if self._catalog is not None:
-            self._catalog.close()
-        self._catalog = None
-
-    def refresh(self) -> None:
-        """Forget what was listed, so that the next query sees what was committed meanwhile."""
-        self.close()
-        self.reader = _read_again(self.reader)
-        self._attached = {name: _read_again(reader) for name, reader in self._attached.items()}
-
-    @property
-    def catalog(self) -> Catalog:
-        """The SQL catalog, opened on first use."""
-        if self._catalog is None:
-            catalog = Catalog(self.reader, self._limits)
-            try:
-                for name, reader in self._attached.items():
-                    catalog.attach(name, reader)
-                for name, table in self._registered.items():
-                    catalog.register(name, table)
-            except BaseException:
-                catalog.close()
-                raise
-            self._catalog = catalog
-        return self._catalog
-
-    def attach(self, name: str, store: str | Store, storage_options: Mapping[str, object] | None = None) -> None:
-        """Let SQL read another store too: `<name>.tokens`, `<name>.resid_post(row, layer)` and so on.
-
-        Parameters
-        ----------
-        name : of the schema that its views and functions are in
-        store : a URL, or a store that is open
-        storage_options : by default this store's, where both URLs have the same scheme
-
-        Raises
-        ------
-        QueryError
-            The name cannot be one in SQL, or is taken.
-        StoreError
-            There is no store at the URL.
-        """
-        if isinstance(store, Store):
-            reader = store.reader
-        else:
-            options = self.storage_options_for(store) if storage_options is None else storage_options
-            reader = StoreReader(store, options)
-        self.catalog.attach(name, reader)
-        self._attached[name] = reader
-
-    def storage_options_for(self, url: str) -> Mapping[str, object]:
-        """Return this store's storage options for another URL of the same scheme, none for one of another."""
-        own = self.reader.objects
-        return own.storage_options if scheme_of(url) == scheme_of(own.url) else {}
-
-    def register(self, name: str, table: object) -> None:
-        """Let SQL read an Arrow table, or what Arrow can read as one (pandas, polars, a dict of arrays), by a name.
-
-        Raises
-        ------
-        QueryError
-            The name cannot be one in SQL, or is taken by a view; or Arrow cannot read the table.
-        """
-        held = arrow_table(name, table)
-        self.catalog.register(name, held)
-        self._registered[name] = held
-
-    def sql(self, statement: str, parameters: Parameters = None) -> duckdb.DuckDBPyRelation:
-        """Run a statement; return a DuckDB relation: `.df()`, `.pl()`, `.arrow()`, `.fetchall()`, `.show()`.
-
-        The result is in memory; see `batches` for one that is not.
-
-        Parameters
-        ----------
-        parameters : for `?` and `$1` a sequence, for `$name` a mapping
-
-        Raises
-        ------
-        UserError
-            The statement is malformed, or asks for what the store does not hold.
-        QueryStoppedError
-            A limit was reached.
-        """
-        return self.catalog.relation(statement, parameters)
-
-    def batches(self, statement: str, rows: int | None = None, parameters: Parameters = None) -> Batches:
-        """Run a statement and return its result as Arrow record batches, in bounded memory.
-
-        Read it to its end or use it as a context manager. Other statements may run meanwhile. A batch is never given
-        where a function or storage has failed for it: the error is raised instead.
-
-        Parameters
-        ----------
-        rows : of a batch, at most; if it is not said, 65,536, or as many as hold 64 MiB of vectors
-
-        Raises
-        ------
-        UserError, QueryStoppedError
-            As for `sql`; also while batches are read.
-        """
-        return self.catalog.batches(statement, rows, parameters)
-
-    def vectors(
-        self, site: str, layer: int, rows: npt.NDArray[np.int64], model: str | None = None
-    ) -> npt.NDArray[np.float32]:
-        """Return the vectors of rows as float32 [N, d_model]. Raises `StoreError` where one is not extracted."""
-        return self.reader.vectors(site, layer, np.asarray(rows, dtype=np.int64), model)
-
-    def activations(
-        self,
-        site: str,
-        layer: int,
-        *,
-        where: str | None = None,
-        model: str | None = None,
-        columns: Sequence[str] = ("label",),
-        order: str = "example, position",
-        limit: int | None = None,
-    ) -> Activations:
-        """Return the activations of the (example, position) pairs that satisfy a condition; no vector is read yet.
-
-        Pairs that are not extracted are left out, with a notice that counts them.
-
-        Parameters
-        ----------
-        where : SQL condition over `tokens t JOIN examples e`, such as "to_decision = 0 AND label = '1'"; all by default
-        columns : of `tokens` and `examples`, beside `example`, `id`, `position`, `to_decision`, `segment` and `row`
-        order : SQL, as after ORDER BY
-        limit : the first lines only
-
-        Raises
-        ------
-        StoreError
-            The layer is not captured, or no pair is left.
-        QueryError
-            Condition, column or order is malformed.
-        """
-        return find_activations(
-            self.catalog,
-            site,
-            layer,
-            where=where,
-            model=model,
-            columns=columns,
-            order=order,
-            limit=limit,
-            notice=self._reporter.notice,
-        )
-
-    def info(self) -> dict[str, object]:
-        """Return what the store holds, as plain values."""
-        return describe_store(self.reader)
-
-    def verify(self, sample: str | None = None, seed: int | None = None) -> VerifyReport:
-        """Check everything that is there, or some units (`100`, `5%`) that a seed chooses."""
-        return verify(self.reader.objects, self._reporter, sample=sample, seed=seed)
 
     def repair(self, **origins: object) -> RepairReport:
         """Repair what `verify` finds; nothing else may write to the store meanwhile.
@@ -301,6 +112,24 @@ class Store:
         self.refresh()
         return document
 
+    def random_probes(self, like: str, n: int = 5, *, seed: int = 0, replace: bool = False) -> list[ProbeDocument]:
+        """Keep random directions as probes, a control for another probe: its site, layer and norm, with b = 0.
+
+        They are called `<like>-random-<seed>-0` and so on; a name and a width give the same direction everywhere.
+
+        Raises
+        ------
+        ConfigError, ProbeError, StoreError
+            There is no such probe, or another one has such a name.
+        """
+        document, weights = read_probe(self.reader.objects, like)
+        place = {"site": document.site, "model": document.alias, "positions": document.positions}
+        found = []
+        for number, w_D in enumerate(random_directions(weights.w_D, n, seed)):
+            name = f"{like}-random-{seed}-{number}"
+            found.append(self.import_probe(name, w_D, layer=document.layer, bias=0.0, replace=replace, **place))
+        return found
+
     def export_probe(self, name: str, output: str) -> ProbeDocument:
         """Write a probe to a `.safetensors`, `.npz` or `.npy` file; path or URL.
 
@@ -328,18 +157,46 @@ class Store:
         finally:
             self.refresh()
 
-    def cliff(self, probe: str) -> CliffReport:
-        """Rank examples by cliff; the result is the view `cliffs`."""
-        report = rank_cliffs(self.catalog, probe)
-        for count, what in (
-            (report.without_thinking, "have no stored thinking, hence no cliff"),
-            (report.without_decision, "have no stored decision position, hence no cliff"),
-            (report.partial_thinking, "have a plateau over that part of their thinking which is stored"),
-        ):
-            if count:
-                self._reporter.notice(f"{count} of {report.examples} examples {what}")
+    def cliff(self, probe: str, *, plateau: str = "mean", window: str = "all") -> CliffReport:
+        """Rank examples by cliff; the result is the view `cliffs`.
+
+        Parameters
+        ----------
+        plateau : mean, median, max, or a quantile such as q0.9, of the scores over the thinking
+        window : all thinking tokens, or some: last:32, first:50%
+
+        Raises
+        ------
+        ConfigError, ProbeError
+            Plateau or window is none; or there is no such probe, or no scores of it.
+        """
+        report = rank(self.reader, probe, plateau, window, self._reporter)
         self.refresh()
         return report
+
+    def curves(self, probe: str | Sequence[str], *, positions: str = "-64..0", **settings: object) -> pa.Table:
+        """Return mean curves: the score by distance from the decision position; nothing is padded.
+
+        Columns: probe, group, to_decision, n (examples that have a score there), mean, and the edges low and high of
+        a bootstrap band over examples.
+
+        Parameters
+        ----------
+        probe : one name or several
+        positions : distances from the decision position
+        settings : other fields of `CurveConfig`: `group_by`, `where`, `resamples`, `level`, `seed`, `all_tokens`
+
+        Raises
+        ------
+        ConfigError, ProbeError, QueryError
+            Curves cannot be drawn as asked.
+        """
+        probes = (probe,) if isinstance(probe, str) else tuple(probe)
+        return draw_curves(self.catalog, probes, positions, settings, self._reporter)
+
+    def compare_cliffs(self, probes: Sequence[str]) -> list[ProbeCliffs]:
+        """Return figures of the cliffs of probes, ranked before, and their rank correlation with the first one's."""
+        return compare_cliffs(self.catalog, probes)
 
     def clip(self, output: str, *, keep: Sequence[float] = KEEP, where: str | None = None) -> ClipReport:
         """Write a corpus of the examples' thinking cut to percentages; see `run.clipping.clip_corpus`."""
@@ -356,23 +213,43 @@ class Store:
         name: str,
         *,
         top: str,
-        probe: str | None = None,
         strategy: str = "cliff",
+        ascending: bool = False,
+        seed: int = 0,
+        rules: str | None = None,
+        probe: str | None = None,
         where: str | None = None,
+        min_plateau: float | None = None,
+        quota: str | Sequence[str] = (),
+        dedupe: str | Sequence[str] = (),
         replace: bool = False,
     ) -> SelectionReport:
-        """Choose training examples, into the view `selections`. `probe` may be left out where only one has cliffs."""
-        report = select_examples(
-            self.catalog,
+        """Choose training examples, into the view `selections`; see `publish.criteria` for what can be asked for.
+
+        `probe` may be left out where only one has cliffs; `rules` is a file of phrases that refusals begin with.
+        """
+        settings = SelectionSettings(
             name=check_name(name, "selection"),
-            probe=probe or self._only_ranked_probe(),
-            strategy=strategy,
             top=top,
+            strategy=strategy,
+            ascending=ascending,
+            seed=seed,
+            probe=probe,
             where=where,
-            replace=replace,
+            phrases=None if rules is None else read_phrases(rules),
+            min_plateau=min_plateau,
+            quotas=(quota,) if isinstance(quota, str) else tuple(quota),
+            dedupe=(dedupe,) if isinstance(dedupe, str) else tuple(dedupe),
         )
+        report = select_examples(self.catalog, settings, replace=replace)
         self.refresh()
+        if report.chosen < report.wanted:
+            self._reporter.notice(f"only {report.chosen} of {report.wanted} examples could be chosen: {told(report)}")
         return report
+
+    def compare_selections(self, first: str, second: str) -> Comparison:
+        """Hold two selections against each other: overlap and rank correlation; see `publish.comparison`."""
+        return compare_selections(self.catalog, first, second)
 
     def export(
         self, selection: str, output: str, *, output_options: Mapping[str, object] | None = None, **settings: object
@@ -393,14 +270,3 @@ class Store:
         asked = {"store": self.reader.url, "selection": selection, "output": output, **settings}
         options = self.storage_options_for(output) if output_options is None else output_options
         return export_selection(self.catalog, read_config(ExportConfig, None, asked), options, self._reporter.notice)
-
-    def _only_ranked_probe(self) -> str:
-        ranked = [row["probe"] for row in self.catalog.arrow("SELECT DISTINCT probe FROM cliffs").to_pylist()]
-        if len(ranked) != 1:
-            known = ", ".join(sorted(ranked)) or "none yet; run `cliffstore cliff`"
-            raise ProbeError(f"say which probe with --probe; probes with cliffs: {known}")
-        return str(ranked[0])
-
-
-def _read_again(reader: StoreReader) -> StoreReader:
-    return StoreReader(reader.url, reader.objects.storage_options)

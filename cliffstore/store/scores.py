@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,19 +31,21 @@ class ProbeKey:
 
 def scored_units(objects: ObjectStore, probe: ProbeKey) -> set[int]:
     """Return units whose scores were made with these very weights."""
-    return {receipt.unit for receipt in _receipts(objects, probe)}
+    return {receipt.unit for receipt in score_receipts(objects, probe)}
 
 
-def scores_digest(objects: ObjectStore, probe: ProbeKey) -> str:
-    """Return a sha256 over all scores that were made with these very weights."""
-    digests = sorted((receipt.unit, receipt.digest) for receipt in _receipts(objects, probe))
+def scores_digest(receipts: Sequence[ScoreReceipt]) -> str:
+    """Return a sha256 over the scores that these receipts commit."""
+    digests = sorted((receipt.unit, receipt.digest) for receipt in receipts)
     return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
 
 
-def _receipts(objects: ObjectStore, probe: ProbeKey) -> list[ScoreReceipt]:
+def score_receipts(objects: ObjectStore, probe: ProbeKey) -> list[ScoreReceipt]:
+    """Return the receipts of all scores that were made with these very weights, by unit."""
     keys = [key for key in objects.list(layout.scores_of(probe.name)) if key.endswith(".json")]
     found = documents.read_many(objects, ScoreReceipt, keys)
-    return [receipt for receipt in found if receipt.probe_digest == probe.digest]
+    own = [receipt for receipt in found if receipt.probe_digest == probe.digest]
+    return sorted(own, key=lambda receipt: receipt.unit)
 
 
 def is_scored(objects: ObjectStore, probe: ProbeKey, unit: int) -> bool:

@@ -206,6 +206,37 @@ CASES: list[tuple[str, Callable[[World], Arguments], tuple[str, ...]]] = [
         for top in ("many", "0", "-3", "150%", "1.5")
     ),
     ("unknown strategy", lambda w: ["select", w.store, "--name", "s", "--top", "3", "--strategy", "dice"], ("dice",)),
+    *(
+        (
+            f"select {' '.join(options)}",
+            lambda w, options=options: ["select", w.store, "--name", "s", "--top", "3", *options],
+            named,
+        )
+        for options, named in (
+            (("--strategy", "column:colour"), ("'colour'", "topic")),
+            (("--strategy", "column:topic"), ("'topic'", "no number")),
+            (("--strategy", "sql:colour + 1"), ("colour",)),
+            (("--strategy", "sql:1) FROM examples --"), ("Error",)),
+            (("--strategy", "random", "--ascending"), ("--ascending",)),
+            (("--strategy", "rules", "--rules", "nowhere.txt"), ("--rules", "nowhere.txt")),
+            (("--strategy", "rules", "--where", "response IS NULL"), ("without response",)),
+            (("--rules", "nowhere.txt"), ("nowhere.txt",)),
+            (("--min-plateau", "high"), ("--min-plateau",)),
+            (("--min-plateau", "1e9"), ("below min plateau",)),
+            (("--quota", "colour=5"), ("'colour'", "topic")),
+            (("--quota", "label=many"), ("--quota", "COLUMN:VALUE=500")),
+            (("--quota", "label:yes=5"), ("'yes'", "0, 1")),
+            (("--quota", "label=0"), ("over quota",)),
+            (("--dedupe", "words"), ("--dedupe", "prompt:0.8")),
+            (("--dedupe", "prompt", "--dedupe", "prompt:0.5"), ("twice",)),
+            (("--seed", "-1"), ("--seed",)),
+        )
+    ),
+    (
+        "compare with no such selection",
+        lambda w: ["selections", "compare", w.store, SELECTION, "nope"],
+        ("'nope'", SELECTION),
+    ),
     (
         "select with no such probe",
         lambda w: ["select", w.store, "--name", "s", "--top", "3", "--probe", "nope"],

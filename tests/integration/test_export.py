@@ -10,7 +10,6 @@ import shutil
 from pathlib import Path
 
 import duckdb
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -20,7 +19,7 @@ from conftest import PROBE, SELECTION, Built, corpus_rows
 from cliffstore.errors import ConfigError
 from cliffstore.run.store import Store
 from cliffstore.schema import TRAINING_SETS, SelectionDocument
-from cliffstore.store import documents, layout, tables
+from cliffstore.store import documents, layout
 
 FORMATS = tuple(TRAINING_SETS)
 MIXED = ("--mix", "50%", "--mix-where", "label = '0'", "--validation", "25%")
@@ -351,15 +350,8 @@ def test_files_of_another_export_are_told_of(store: Path, tmp_path: Path) -> Non
 def test_selection_without_a_probe(store: Path, tmp_path: Path) -> None:
     """What was chosen by chance or by rule leads back to its examples, and says that there is no probe."""
     path = Path(shutil.copytree(store, tmp_path / "store"))
-    with Store(str(path)) as opened:
-        objects = opened.reader.objects
-        held = documents.read(objects, SelectionDocument, layout.selection_document("declined"))
-        table = tables.read(objects, layout.selection_table("declined"))
-        place = table.schema.get_field_index("probe")
-        nothing = pa.nulls(table.num_rows, pa.string())
-        content = tables.encode(table.set_column(place, table.schema.field(place), nothing), {})
-        objects.put(layout.selection_table("chance"), content)
-        documents.put(objects, held.model_copy(update={"name": "chance", "strategy": "random", "probe": ""}))
+    where = ("--where", "e.response IS NOT NULL")
+    ok("select", path, "--name", "chance", "--strategy", "random", "--top", "6", *where)
     out = tmp_path / "out"
     assert export(path, out, selection="chance")["rows"] == 6
     for row in rows_of(out / "train.parquet"):

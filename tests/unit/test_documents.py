@@ -46,7 +46,8 @@ RECEIPT = Receipt(
 )  # fmt: skip
 SELECTION = SelectionDocument(
     name="s", strategy="cliff", top="1.7%", where=None, probe="p", probe_digest="0", capture="capture-1",
-    candidates=9, examples=2, digest="0", cliffstore_version="0",
+    quotas=["source=50%"], candidates=9, examples=2, left_out={"over_quota": 1}, digest="0",
+    cliffstore_version="0",
 )  # fmt: skip
 MANIFEST = Manifest(
     cliffstore_version="0", created="2026-01-01T00:00:00+00:00", chunking=Chunking(chunk_rows=256, unit_rows=1_024),

@@ -1,4 +1,4 @@
-"""How many examples `--top` means."""
+"""What a selection is asked for: numbers, strategies, quotas, near-duplicates."""
 
 from __future__ import annotations
 
@@ -7,7 +7,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cliffstore.errors import SelectionError
-from cliffstore.publish.selection import check_top, count_top
+from cliffstore.publish.criteria import (
+    Dedupe,
+    Quota,
+    SelectionSettings,
+    Strategy,
+    check_settings,
+    check_top,
+    count_top,
+    parse_dedupe,
+    parse_quota,
+    parse_strategy,
+)
 
 
 @pytest.mark.parametrize(
@@ -92,3 +103,77 @@ def test_share_is_within_half_an_example(permille: int, candidates: int) -> None
     count = count_top(f"{permille / 10}%", candidates)
     assert 1 <= count <= candidates
     assert abs(count - candidates * permille / 1_000) <= 0.5 + 1e-6 or count == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("cliff", Strategy("cliff")),
+        ("rules", Strategy("rules")),
+        ("column:judge", Strategy("column", "judge")),
+        ("sql:plateau - 2 * final", Strategy("sql", "plateau - 2 * final")),
+        ("sql:CASE WHEN label = 'a:b' THEN 1 END", Strategy("sql", "CASE WHEN label = 'a:b' THEN 1 END")),
+    ],
+)
+def test_strategy(text: str, expected: Strategy) -> None:
+    assert parse_strategy(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "dice", "column", "column:", "sql: ", "cliff:", "cliff:x", "Cliff"])
+def test_no_strategy(text: str) -> None:
+    with pytest.raises(SelectionError, match=r"choose from cliff, final, random, rules, column:NAME, sql:EXPRESSION"):
+        parse_strategy(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("source=50%", Quota("source", None, 50, True)),
+        ("source=100", Quota("source", None, 100, False)),
+        ("label:1=500", Quota("label", "1", 500, False)),
+        ("label:=5", Quota("label", "", 5, False)),
+        ("url:http://a=b=3%", Quota("url", "http://a=b", 3, True)),
+        ("label:0=0", Quota("label", "0", 0, False)),
+    ],
+)
+def test_quota(text: str, expected: Quota) -> None:
+    assert parse_quota(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "source", "=5", ":1=5", "source=", "source=many", "source=1.5", "source=101%"])
+def test_no_quota(text: str) -> None:
+    with pytest.raises(SelectionError, match=r"write COLUMN=50% or COLUMN=100"):
+        parse_quota(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted", "most"),
+    [("s=50%", 7, 3), ("s=50%", 1, 1), ("s=0%", 7, 0), ("s=29%", 100, 29), ("s=5", 3, 5), ("s=100%", 7, 7)],
+)
+def test_quota_in_examples(text: str, wanted: int, most: int) -> None:
+    assert parse_quota(text).most(wanted) == most
+
+
+def test_dedupe() -> None:
+    assert parse_dedupe("prompt") == Dedupe("prompt", 0.8)
+    assert parse_dedupe("activation") == Dedupe("activation", 0.98)
+    assert parse_dedupe("prompt:1") == Dedupe("prompt", 1.0)
+    for text in ("", "words", "prompt:", "prompt:0", "prompt:1.1", "prompt:nan", "activation:high"):
+        with pytest.raises(SelectionError, match=r"such as prompt:0\.8"):
+            parse_dedupe(text)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"strategy": "random", "ascending": True}, "--ascending"),
+        ({"strategy": "final", "ascending": True}, "--ascending"),
+        ({"phrases": ("no",)}, "--rules"),
+        ({"min_plateau": float("nan")}, "--min-plateau"),
+        ({"quotas": ("x",)}, "--quota"),
+        ({"dedupe": ("prompt", "prompt:0.5")}, "twice"),
+    ],
+)
+def test_what_does_not_go_together(options: dict[str, object], told: str) -> None:
+    with pytest.raises(SelectionError, match=told):
+        check_settings(SelectionSettings(name="s", top="3", **options))

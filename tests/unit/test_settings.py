@@ -44,7 +44,7 @@ def test_sections_share_store_and_names(tmp_path: Path) -> None:
     for section in sections:
         assert section.store == "s3://bucket/acts"
         assert section.storage_options == {"endpoint_url": "http://127.0.0.1:9000"}
-    assert {*found.score.probe, found.cliff.probe, found.select.probe, found.probe.name} == {"refusal"}
+    assert {*found.score.probe, *found.cliff.probe, found.select.probe, found.probe.name} == {"refusal"}
     assert (found.export.selection, found.select.top, found.extract.pass_tokens) == ("worst", "7", 64)
 
 
@@ -60,6 +60,11 @@ def test_selection_of_a_ranking_takes_its_store_and_probe(tmp_path: Path) -> Non
     found = read(CliffConfig, "store: s\nprobe: p\nselect: {name: worst, top: 1.7%}\n", tmp_path)
     assert found.select is not None
     assert (found.select.store, found.select.probe, found.select.top) == ("s", "p", "1.7%")
+    assert (found.probe, found.plateau, found.window) == (("p",), "mean", "all")
+    several = read(CliffConfig, "store: s\nprobe: [p, q]\nselect: {name: worst, top: 1.7%}\n", tmp_path)
+    assert several.probe == ("p", "q")
+    assert several.select is not None
+    assert several.select.probe is None  # which of them is not for us to say
 
 
 @pytest.mark.parametrize(

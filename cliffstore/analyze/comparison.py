@@ -1,0 +1,86 @@
+"""Cliffs of several probes side by side: is it the same examples that fall, and do they fall for a control too?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from cliffstore.store.catalog import Catalog
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeCliffs:
+    """Cliffs of one probe, over its examples that have one.
+
+    Scales differ from probe to probe: compare `share_positive`, `effect` and `spearman`, not means.
+
+    Attributes
+    ----------
+    share_positive : of cliffs that are above 0
+    effect : mean / standard deviation; None where there is no deviation
+    spearman : rank correlation with the first probe, over the examples that have a cliff of both; None where it has
+        no meaning
+    """
+
+    probe: str
+    kind: str
+    examples: int
+    mean: float | None
+    median: float | None
+    share_positive: float | None
+    effect: float | None
+    spearman: float | None
+
+
+_CLIFFS = """
+SELECT a.cliff AS first, b.cliff AS other FROM cliffs b LEFT JOIN (SELECT * FROM cliffs WHERE probe = $1) a
+USING (example) WHERE b.probe = $2 AND b.cliff IS NOT NULL ORDER BY example
+"""
+
+
+def compare_cliffs(catalog: Catalog, probes: Sequence[str]) -> list[ProbeCliffs]:
+    """Return figures of each probe's cliffs, which are there."""
+    kinds = catalog.arrow("SELECT probe, kind FROM probes").to_pylist()
+    kind_of = {row["probe"]: row["kind"] for row in kinds}
+    return [_figures(catalog, probes[0], probe, kind_of.get(probe, "")) for probe in probes]
+
+
+def _figures(catalog: Catalog, first: str, probe: str, kind: str) -> ProbeCliffs:
+    table = catalog.arrow(_CLIFFS, [first, probe])
+    cliff_N = table["other"].to_numpy()
+    first_N = table["first"].to_numpy()  # null becomes NaN
+    both_N = ~np.isnan(first_N)
+    if not len(cliff_N):
+        return ProbeCliffs(probe, kind, 0, None, None, None, None, None)
+    deviation = float(cliff_N.std(ddof=1)) if len(cliff_N) > 1 else 0.0
+    return ProbeCliffs(
+        probe,
+        kind,
+        examples=len(cliff_N),
+        mean=float(cliff_N.mean()),
+        median=float(np.median(cliff_N)),
+        share_positive=float((cliff_N > 0).mean()),
+        effect=float(cliff_N.mean()) / deviation if deviation else None,
+        spearman=spearman(first_N[both_N], cliff_N[both_N]),
+    )
+
+
+def spearman(x_N: Floats, y_N: Floats) -> float | None:
+    """Return the rank correlation, equal values having the mean of their ranks; None where one side is constant."""
+    if len(x_N) < 2:
+        return None
+    x_rank_N, y_rank_N = _centred_ranks(x_N), _centred_ranks(y_N)
+    scale = float(np.sqrt((x_rank_N @ x_rank_N) * (y_rank_N @ y_rank_N)))
+    return float(x_rank_N @ y_rank_N) / scale if scale else None
+
+
+def _centred_ranks(values_N: Floats) -> Floats:
+    _, which_N, counts = np.unique(values_N, return_inverse=True, return_counts=True)
+    ranks = np.cumsum(counts) - (counts - 1) / 2
+    found: Floats = ranks[which_N] - (len(values_N) + 1) / 2
+    return found
