@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -368,3 +369,12 @@ def test_comments_cost_no_time(store: Store) -> None:
     (statement,) = store.catalog.statements("CREATE " + "/* a */ " * 200 + "TABLE of_comments (a INT)")
     assert not statement.gives_rows
     assert time.monotonic() - begun < 1
+
+
+def test_a_result_that_is_left_behind_is_of_no_statement_that_runs(store: Store) -> None:
+    batches = store.catalog.batches("SELECT row FROM tokens", rows=10)
+    next(batches)
+    assert store.catalog._failed.wanted
+    del batches
+    gc.collect()
+    assert not store.catalog._failed.wanted
