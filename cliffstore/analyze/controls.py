@@ -41,8 +41,10 @@ class Bag:
 def shuffled_auroc(
     h_ND: npt.NDArray[np.float32], y_N: Labels, groups_N: Groups, fold_N: Folds, rule: FitRule, fitted: Fitted,
     seed: int,
-) -> float:  # fmt: skip
+) -> float | None:  # fmt: skip
     """Return the mean validation AUROC of probes fitted on shuffled labels: .5 unless the split leaks.
+
+    None where no shuffle has both classes on both sides.
 
     Labels are shuffled among prompts, so samples of one example still have one label. C or the shrinkage is that of
     the probe itself.
@@ -58,7 +60,7 @@ def shuffled_auroc(
         if both_classes(shuffled_N[train]) and both_classes(shuffled_N[validation]):
             weights = fit(h_ND[train], shuffled_N[train], None, rule).weights
             found.append(auroc(weights.scores(h_ND[validation]).astype(np.float64), shuffled_N[validation]))
-    return float(np.mean(found)) if found else 0.5
+    return float(np.mean(found)) if found else None
 
 
 def bag_of_tokens(

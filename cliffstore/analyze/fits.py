@@ -223,6 +223,8 @@ def _fit_difference(x_ND: Floats, y_N: Labels, fold_N: Folds | None, rule: FitRu
                 w_fold_D, middle_fold_D = _difference(x_ND[~held_out], y_N[~held_out])
                 scores_N[held_out] = (x_ND[held_out] - middle_fold_D) @ w_fold_D
         mean, sd = fold_aurocs(scores_N[known_N], y_N[known_N], fold_N[known_N])
+    if not both_classes(y_N[known_N]):  # too few for folds
+        scores_N, known_N = (x_ND - middle_D) @ w_D, np.ones(len(y_N), dtype=bool)
     a, b = platt(scores_N[known_N], y_N[known_N], rule.class_weight)
     w_D = a * w_D
     return Fitted(ProbeWeights(w_D.astype(np.float32), float(b - middle_D @ w_D)), None, None, mean, sd)

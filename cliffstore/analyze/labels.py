@@ -88,10 +88,12 @@ def read_labels(
     ProbeError
         There are none, the positive class is not said, or only one class is there.
     """
-    condition = f"WHERE ({where})" if where else ""
+    # On lines of their own, so that a comment ends where they do. NaN is what a table of numbers has for no label.
+    condition = f"WHERE (\n{where}\n)" if where else ""
     statement = (
-        f"SELECT e.example, e.prompt, CAST(e._label AS VARCHAR) AS label "
-        f"FROM (SELECT *, ({settings.label}) AS _label FROM examples {condition}) e"
+        "SELECT e.example, e.prompt, CASE WHEN typeof(e._label) IN ('FLOAT', 'DOUBLE') "
+        "AND CAST(e._label AS VARCHAR) = 'nan' THEN NULL ELSE CAST(e._label AS VARCHAR) END AS label "
+        f"FROM (SELECT *, (\n{settings.label}\n) AS _label FROM examples {condition}) e"
     )
     codes: dict[str, int] = {}
     parts: list[tuple[Ordinals, npt.NDArray[np.int64], Groups]] = []
@@ -108,6 +110,8 @@ def read_labels(
         )
     if unlabelled:
         notice(f"{unlabelled} examples have no {settings.label} and are left out")
+    if not codes:
+        raise ProbeError(one_class(settings, where, [], 0))
     positive = _positive(settings, sorted(codes))
     examples_E, code_E, groups_E = (np.concatenate(one) for one in zip(*parts, strict=True))
     order = np.argsort(examples_E)

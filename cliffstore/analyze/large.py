@@ -23,8 +23,9 @@ from cliffstore.analyze.labels import Notice
 from cliffstore.analyze.mapping import Mapper
 from cliffstore.analyze.out_of_core import fit_out_of_core
 from cliffstore.analyze.samples import LabelledRows, Rows
-from cliffstore.analyze.split import VALIDATION
+from cliffstore.analyze.split import VALIDATION, both_classes
 from cliffstore.analyze.streams import StoredArray, scores, stored_array, vectors
+from cliffstore.errors import ProbeError
 
 _BYTES_A_NUMBER = 28
 """Of memory for each number of the vectors in a fit: as read, in float64, standardised, and on their way."""
@@ -70,6 +71,11 @@ def _fit_cell(sweep: Sweep, place: int, layer: int, mapper: Mapper, width: int, 
     train = fold_N != VALIDATION
     some = sample_of(samples, width, budget)
     some = some[train[some]]
+    if not both_classes(samples.y_N[some]):
+        raise ProbeError(
+            f"{len(some)} samples at {samples.place.name} are the prompts that a memory budget of {budget:,} bytes has "
+            "room for, and they lack a class: raise --memory-budget"
+        )
     with returned_memory():
         h_MD = read_sample(sweep.source, layer, samples.rows_N[some])
         found = fit(h_MD, samples.y_N[some], fold_N[some], sweep.rule)

@@ -60,8 +60,9 @@ def _fit_difference(
         rest = [[one for other, one in enumerate(of_class) if other != number] for of_class in by_class]
         known_N[index_N == number] = is_known = len(folds) > 1 and both_classes(y_N[index_N != number])
         without.append(difference_from_moments([merge(of_class) for of_class in rest]) if is_known else whole)
-    if not known_N.any():
+    if not both_classes(y_N[known_N]):  # too few for folds
         known_N[:] = True
+        without = [whole] * len(folds)
     scores_N = scores(source, rows_N, without, mapper, index_N).astype(np.float64)
     a, b = platt(scores_N[known_N], y_N[known_N], rule.class_weight)
     return ProbeWeights((a * whole.w_D.astype(np.float64)).astype(np.float32), float(b + a * whole.b))

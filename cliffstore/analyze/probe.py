@@ -93,7 +93,7 @@ def _layers(
     yield from mapper.map(fit_layer, [(sweep, layer) for layer in inputs.layers])
 
 
-def _shuffled(sweep: Sweep, cell: Cell, place: int, some: np.ndarray) -> float:
+def _shuffled(sweep: Sweep, cell: Cell, place: int, some: np.ndarray) -> float | None:
     samples = sweep.samples[place].chosen(some)
     h_ND = read_sample(sweep.source, cell.metrics.layer, samples.rows_N)
     fitted = Fitted(cell.weights, cell.metrics.c, cell.metrics.shrinkage)

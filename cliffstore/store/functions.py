@@ -8,13 +8,14 @@ a fixed number of arguments, so each public name is a macro over one function th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 from duckdb.func import FunctionNullHandling, PythonUDFType
 
-from cliffstore.records import FINAL_NORM
+from cliffstore.records import FINAL_NORM, RESID_POST
 from cliffstore.store import vector_columns
 from cliffstore.store.arrays import ArraySpec
 from cliffstore.store.reader import StoreReader
@@ -44,8 +45,10 @@ class Functions:
             self._connection.execute(f'CREATE MACRO "{schema}"."{name}" {variants}')
 
         specs = [spec for capture in reader.captures() for spec in capture_specs(capture)]
-        widths = {spec.site: int(np.prod(spec.row_shape)) for spec in specs}
-        model = reader.default_alias().replace("'", "''")
+        alias = reader.default_alias()
+        # A function has one width: where models differ, that of the model that need not be named.
+        widths = {spec.site: prod(spec.row_shape) for spec in sorted(specs, key=lambda spec: spec.alias == alias)}
+        model = alias.replace("'", "''")
         for site, width in widths.items():
             create(site, vector_columns.gather(reader, site, width), ["BIGINT", "INTEGER", "VARCHAR"], width)
             last = _only_layer(specs, site)
@@ -57,7 +60,7 @@ class Functions:
             )
         create("score", vector_columns.score(reader), ["VARCHAR", "BIGINT"], None)
         macro("score", ("probe, row_number", "probe, row_number"))
-        width = max(widths.values(), default=1)
+        width = widths.get(RESID_POST, max(widths.values(), default=1))
         create("probe_weight", vector_columns.probe_weight(reader, width), ["VARCHAR"], width)
         macro("probe_weight", ("probe", "probe"))
         self._register_operators({*widths.values()})

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import signal
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -33,7 +34,8 @@ class FailedCalls:
     """
 
     def __init__(self) -> None:
-        self._running: list[Running] = []
+        # Weak: who leaves a result half-read and lets go of it has no more use for its statement.
+        self._running: weakref.WeakSet[Running] = weakref.WeakSet()
         self._lock = Lock()
 
     def guard(self, function: Callable[..., pa.Array], gives: pa.DataType) -> Callable[..., pa.Array]:
@@ -58,21 +60,20 @@ class FailedCalls:
     def note(self, error: BaseException) -> None:
         """Keep an error for each running statement that has none."""
         with self._lock:
-            for running in self._running:
+            for running in tuple(self._running):
                 running.fail(error)
 
     def begin(self, connection: duckdb.DuckDBPyConnection, seconds: float | None) -> Running:
         """Note that a statement begins to run on a connection, for some seconds at most. Call `end` after it."""
         running = Running(connection, seconds)
         with self._lock:
-            self._running.append(running)
+            self._running.add(running)
         return running
 
     def end(self, running: Running) -> None:
         """Note that a statement has ended."""
         with self._lock:
-            if running in self._running:
-                self._running.remove(running)
+            self._running.discard(running)
 
 
 class Running:

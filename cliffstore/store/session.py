@@ -7,7 +7,7 @@ the kinds of statements that only read, or change no more than what is in memory
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 
@@ -21,12 +21,11 @@ _MAY_RUN = {
     for name in ("SELECT", "EXPLAIN", "CREATE", "INSERT", "UPDATE", "DELETE", "DROP", "ALTER", "MULTI", "RELATION")
     if hasattr(StatementType, name)
 }
-_GAP = r"(?:\s|--[^\n]*\n|/\*.*?\*/)*"
-_SECRET = re.compile(
-    rf"{_GAP}create{_GAP}(or{_GAP}replace{_GAP})?((temp|temporary|persistent){_GAP})?secret\b",
-    re.IGNORECASE | re.DOTALL,
-)
-_FIRST_WORD = re.compile(rf"{_GAP}(\w*)", re.DOTALL)
+_GAP = re.compile(r"[\s;]+|--[^\n]*(?:\n|$)")
+_WORD = re.compile(r"\w+|.", re.DOTALL)
+_EXPLAINED = re.compile(r"explain (?:analyze |verbose |\( [^()]*\) )*", re.IGNORECASE)
+_SECRET = re.compile(r"create (or replace )?((temp|temporary|persistent) )?secret\b", re.IGNORECASE)
+_WORDS_LOOKED_AT = 200
 _CLOSED: dict[str, bool] = {
     "enable_external_access": False,
     "autoinstall_known_extensions": False,
@@ -132,12 +131,38 @@ def parse(connection: duckdb.DuckDBPyConnection, text: str, limits: QueryLimits)
 
 def _refused(parsed: duckdb.Statement) -> str | None:
     """Return what a statement is called that may not run."""
-    if _SECRET.match(parsed.query):
+    words = " ".join(_first_words(parsed.query)) + " "
+    explained = _EXPLAINED.match(words)
+    if _SECRET.match(words, explained.end() if explained else 0):
         return "CREATE SECRET"
     if _kind(parsed) in _MAY_RUN:
         return None
-    found = _FIRST_WORD.match(parsed.query)
-    return found[1].upper() if found and found[1] else "such a statement"
+    first = words.partition(" ")[0]
+    return first.upper() if first.isidentifier() else "such a statement"
+
+
+def _first_words(text: str) -> Iterator[str]:
+    """Yield words and signs of a statement, without comments; those of `/* */` may hold others."""
+    at = found = 0
+    while at < len(text) and found < _WORDS_LOOKED_AT:
+        if gap := _GAP.match(text, at):
+            at = gap.end()
+        elif text.startswith("/*", at):
+            at = _behind_comment(text, at)
+        else:
+            word = _WORD.match(text, at)
+            assert word is not None
+            yield word[0]
+            at, found = word.end(), found + 1
+
+
+def _behind_comment(text: str, at: int) -> int:
+    depth = 0
+    for mark in re.finditer(r"/\*|\*/", text[at:]):
+        depth += 1 if mark[0] == "/*" else -1
+        if not depth:
+            return at + mark.end()
+    return len(text)
 
 
 def _gives_rows(parsed: duckdb.Statement) -> bool:

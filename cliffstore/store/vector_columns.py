@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from cliffstore.errors import ProbeError, StoreError
 from cliffstore.schema import ProbeDocument
 from cliffstore.store.probes import ProbeWeights, read_probe
 from cliffstore.store.reader import StoreReader
@@ -37,10 +38,15 @@ def gather(reader: StoreReader, site: str, width: int) -> Callable[[Column, Colu
 
     def gathered(row: Column, layer: Column, model: Column) -> pa.Array:
         rows_N, given_N = _integers(row)
-        found = [
-            (at, *reader.extracted_vectors(site, number, rows_N[at], alias))
-            for (number, alias), at in _groups(given_N, layer, model)
-        ]
+        found: list[Found] = []
+        for (number, alias), at in _groups(given_N, layer, model):
+            is_there, h_KD = reader.extracted_vectors(site, number, rows_N[at], alias)
+            if (own := h_KD.shape[1]) != width:
+                raise StoreError(
+                    f"{site} of model {alias!r}, layer {number}, has vectors of {own} numbers, and in SQL {site}() "
+                    f"gives {width}: read it with Store.activations"
+                )
+            found.append((at, is_there, h_KD))
         flat, is_missing = _joined(len(rows_N), width, found)
         return pa.FixedSizeListArray.from_arrays(flat, width, mask=is_missing)
 
@@ -72,7 +78,13 @@ def probe_weight(reader: StoreReader, width: int) -> Callable[[Column], pa.Array
 
     @cache
     def weights_of(name: str) -> npt.NDArray[np.float32]:
-        return read_probe(reader.objects, name)[1].w_D
+        w_D = read_probe(reader.objects, name)[1].w_D
+        if len(w_D) != width:
+            raise ProbeError(
+                f"probe {name!r} has {len(w_D)} weights, and in SQL probe_weight() gives {width}: use "
+                f"score('{name}', row)"
+            )
+        return w_D
 
     def weights(probe: Column) -> pa.Array:
         everywhere, found = np.ones(len(probe), dtype=np.bool_), []

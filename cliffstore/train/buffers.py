@@ -82,7 +82,7 @@ class Buffers:
         if count_S.sum() > _WIDEST * len(rows_R):
             blocks = tuple(gather.read_rows(self._arrays, spec.key, rows_R) for spec in self._items.specs)
             return _Filled(blocks, np.arange(len(rows_R)), is_buffer=False)
-        blocks = self._free.pop() if self._free else self._room()
+        blocks = self._idle()
         waits: list[Callable[[], None]] = []
         spans = list(zip(first_S.tolist(), at_S.tolist(), (at_S + count_S).tolist(), strict=True))
         for block_RD, spec in zip(blocks, self._items.specs, strict=True):
@@ -91,6 +91,12 @@ class Buffers:
             wait()
         shift_S = at_S - first_S
         return _Filled(blocks, rows_R + np.repeat(shift_S, np.diff(ends, prepend=0)), is_buffer=True)
+
+    def _idle(self) -> tuple[Vectors, ...]:
+        try:
+            return self._free.pop()
+        except IndexError:  # to look first would let another thread take the last one meanwhile
+            return self._room()
 
     def _room(self) -> tuple[Vectors, ...]:
         specs = self._items.specs

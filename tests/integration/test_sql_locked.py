@@ -74,6 +74,8 @@ EXTENSIONS_AND_NETWORK = [
     "CREATE SECRET (TYPE s3, KEY_ID 'a', SECRET 'b')",
     "CREATE SECRET (TYPE http, BEARER_TOKEN 'a')",
     "/* a */ CREATE OR REPLACE -- b\n PERSISTENT SECRET s (TYPE http, BEARER_TOKEN 'a')",
+    "EXPLAIN ANALYZE CREATE SECRET s (TYPE http, BEARER_TOKEN 'a')",
+    "EXPLAIN (ANALYZE, FORMAT json) /* a /* b */ c */ CREATE SECRET s (TYPE http)",
 ]
 SETTINGS = [
     "SET enable_external_access = true",

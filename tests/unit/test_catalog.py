@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -361,3 +362,19 @@ def test_a_process_that_leaves_all_open_ends_cleanly(urls: tuple[str, str]) -> N
             [sys.executable, "-c", script, *urls], capture_output=True, text=True, env=environment, timeout=120
         )
         assert (ended.returncode, ended.stdout, ended.stderr) == (0, "10 4096\n", "")
+
+
+def test_comments_cost_no_time(store: Store) -> None:
+    begun = time.monotonic()
+    (statement,) = store.catalog.statements("CREATE " + "/* a */ " * 200 + "TABLE of_comments (a INT)")
+    assert not statement.gives_rows
+    assert time.monotonic() - begun < 1
+
+
+def test_a_result_that_is_left_behind_is_of_no_statement_that_runs(store: Store) -> None:
+    batches = store.catalog.batches("SELECT row FROM tokens", rows=10)
+    next(batches)
+    assert store.catalog._failed.wanted
+    del batches
+    gc.collect()
+    assert not store.catalog._failed.wanted

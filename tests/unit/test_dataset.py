@@ -23,9 +23,12 @@ import cliffstore
 from cliffstore import ActivationDataset, ActivationLoader
 from cliffstore.errors import CliffstoreError, ConfigError, DamagedStoreError, QueryError, StoreError
 from cliffstore.store import layout
+from cliffstore.store.arrays import open_arrays
 from cliffstore.store.objects import ObjectStore
 from cliffstore.train import buffers
 from cliffstore.train import loader as loading
+from cliffstore.train.epochs import Group, Pieces
+from cliffstore.train.items import Items
 
 UNITS, UNIT_ROWS = 6, 512
 STORE = VectorStore(n_units=UNITS, unit_rows=UNIT_ROWS, width=8, n_layers=2, tokens=4, dtype="bfloat16")
@@ -505,3 +508,20 @@ def test_a_data_loader_of_ones_own(url: str) -> None:
 
 def test_public_names() -> None:
     assert cliffstore.ActivationDataset is ActivationDataset
+
+
+def test_buffers_are_taken_by_threads_at_the_same_moment() -> None:
+    """Each thread of a pool takes a free buffer, or makes one: none may find that another one was faster."""
+
+    class Idle(list[tuple[object, ...]]):
+        def __bool__(self) -> bool:
+            found = len(self) > 0
+            self.clear()  # what another thread does meanwhile
+            return found
+
+    pieces = Pieces(np.zeros(1, dtype=np.int64), np.full(1, 4))
+    filler = buffers.Buffers(Items((), pieces, None, {}, ""), open_arrays(ObjectStore("memory://idle")), 4, 2)
+    filler._free = Idle([()])
+    group = Group(((0, 4),), np.arange(4), ((0, 4),))
+    assert filler._filled(group).is_buffer
+    assert filler._filled(group).is_buffer

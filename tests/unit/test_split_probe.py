@@ -328,3 +328,23 @@ def test_platt_is_finite_where_scores_separate_the_classes() -> None:
     a, b = platt(np.where(y_N == 1, 3.0, -3.0), y_N, "balanced")
     assert 0 < a < 10
     assert 3 * a + b == pytest.approx(np.log(51 / 52 / (1 / 52)), rel=1e-3)
+
+
+@pytest.mark.parametrize("folds", ["one", "positives in one"])
+def test_a_mean_difference_of_too_few_samples_for_folds(folds: str) -> None:
+    generator = np.random.default_rng(0)
+    y_N = np.repeat([1, 0], 20)
+    h_ND = generator.normal(size=(40, 5)).astype(np.float32)
+    h_ND[y_N == 1, 0] += 4
+    fold_N = np.zeros(40, dtype=np.int8)
+    if folds != "one":
+        fold_N[20:] = np.arange(20) % 5
+    weights = fit(h_ND, y_N, fold_N, FitRule("mean_difference")).weights
+    assert np.mean((weights.scores(h_ND) > 0) == y_N) > 0.9
+
+
+def test_labels_that_cannot_be_shuffled_have_no_figure() -> None:
+    y_N, groups_N = np.zeros(10, dtype=np.int64), np.arange(10, dtype=np.uint64)
+    fold_N = np.zeros(10, dtype=np.int8)
+    rule, fitted = FitRule(), Fitted(ProbeWeights(np.zeros(2, dtype=np.float32), 0.0), c=1.0)
+    assert shuffled_auroc(np.zeros((10, 2), dtype=np.float32), y_N, groups_N, fold_N, rule, fitted, 0) is None
