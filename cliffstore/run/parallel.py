@@ -11,11 +11,9 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from importlib.abc import MetaPathFinder
 from itertools import islice
-from types import ModuleType
 from typing import TypeVar
 
 from joblib.externals.loky import ProcessPoolExecutor, process_executor
@@ -42,10 +40,12 @@ class BlockPool:
     ----------
     processes : how many; with one, everything is done here
     blocks_here : done in this process before others are started
+    without_torch : keep torch out of processes that load transformers for a tokenizer only: importing it takes most of
+        their time and memory. Not for those that load scipy, which takes what stands in its place for torch
     """
 
-    def __init__(self, processes: int, blocks_here: int | None = None) -> None:
-        self._processes = processes
+    def __init__(self, processes: int, blocks_here: int | None = None, *, without_torch: bool = False) -> None:
+        self._processes, self._without_torch = processes, without_torch
         self._blocks_here = _BLOCKS_HERE if blocks_here is None else blocks_here
         self._executor: ProcessPoolExecutor | None = None
         self._under_way: list[Future] = []
@@ -84,25 +84,20 @@ class BlockPool:
 
     def _started(self) -> ProcessPoolExecutor:
         if self._executor is None:
-            self._executor = ProcessPoolExecutor(self._processes, initializer=_begin, env=_ENVIRONMENT)
+            self._executor = ProcessPoolExecutor(
+                self._processes, initializer=_begin, initargs=(self._without_torch,), env=_ENVIRONMENT
+            )
         return self._executor
 
 
-class _NoTorch(MetaPathFinder):
-    """Finds torch, and says that it is not there."""
-
-    def find_spec(self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> None:
-        if name == "torch":
-            raise ModuleNotFoundError("No module named 'torch'", name=name)
-
-
-def _begin() -> None:
-    """Keep torch out of a process that does not need it: importing it takes most of its time and memory.
+def _begin(without_torch: bool) -> None:
+    """Prepare a process.
 
     Ctrl-C is for the process that started this one, and that ends it. loky takes a process that has grown for one that
     leaks and replaces it: ours hold blocks of a store, within bounds of their own.
     """
     process_executor._USE_PSUTIL = False
-    sys.meta_path.insert(0, _NoTorch())  # None in sys.modules would be taken for torch by scipy
-    os.environ["TRANSFORMERS_VERBOSITY"] = "error"  # else it says that torch is missing
+    if without_torch:
+        sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
+        os.environ["TRANSFORMERS_VERBOSITY"] = "error"  # else it says that torch is missing
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -141,7 +141,7 @@ class _Planning:
         """Read and render the corpus. Return the types of its further columns."""
         config, renderer = self.config, renderer_of(self.spec)
         clock = Clock(self.reporter)
-        with BlockPool(available_cpus()) as pool:
+        with BlockPool(available_cpus(), without_torch=True) as pool:
             corpus = read_corpus(
                 config.corpus,
                 self.folder.name,
