@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
@@ -49,7 +50,7 @@ class StoreQueries:
         self.reader = StoreReader(url, storage_options)
         self._reporter = reporter or LineReporter()
         self._limits = limits
-        self._catalog: Catalog | None = None
+        self._catalogs: dict[str, Catalog] = {}
         self._attached: dict[str, StoreReader] = {}
         self._registered: dict[str, pa.Table] = {}
 
@@ -62,10 +63,10 @@ class StoreQueries:
         self.close()
 
     def close(self) -> None:
-        """Close the SQL connection, if one was opened."""
-        if self._catalog is not None:
-            self._catalog.close()
-        self._catalog = None
+        """Close the SQL connections that were opened."""
+        for catalog in self._catalogs.values():
+            catalog.close()
+        self._catalogs = {}
 
     def refresh(self) -> None:
         """Forget what was listed, so that the next query sees what was committed meanwhile."""
@@ -76,8 +77,17 @@ class StoreQueries:
     @property
     def catalog(self) -> Catalog:
         """The SQL catalog, opened on first use."""
-        if self._catalog is None:
-            catalog = Catalog(self.reader, self._limits)
+        return self._opened("asked", self._limits)
+
+    @property
+    def _own(self) -> Catalog:
+        """The catalog that probes, cliffs and selections read: what SQL has made of its views is not in it."""
+        limits = self._limits and replace(self._limits, seconds=None)
+        return self._opened("own", limits)
+
+    def _opened(self, use: str, limits: QueryLimits | None) -> Catalog:
+        if use not in self._catalogs:
+            catalog = Catalog(self.reader, limits)
             try:
                 for name, reader in self._attached.items():
                     catalog.attach(name, reader)
@@ -86,8 +96,13 @@ class StoreQueries:
             except BaseException:
                 catalog.close()
                 raise
-            self._catalog = catalog
-        return self._catalog
+            self._catalogs[use] = catalog
+        return self._catalogs[use]
+
+    def _all_catalogs(self) -> list[Catalog]:
+        """Return those that are open, and at least the one that is asked, which says what is wrong with a name."""
+        asked = self.catalog
+        return [asked, *(catalog for catalog in self._catalogs.values() if catalog is not asked)]
 
     def attach(self, name: str, store: str | StoreQueries, storage_options: Mapping[str, object] | None = None) -> None:
         """Let SQL read another store too: `<name>.tokens`, `<name>.resid_post(row, layer)` and so on.
@@ -110,7 +125,8 @@ class StoreQueries:
         else:
             options = self.storage_options_for(store) if storage_options is None else storage_options
             reader = StoreReader(store, options)
-        self.catalog.attach(name, reader)
+        for catalog in self._all_catalogs():
+            catalog.attach(name, reader)
         self._attached[name] = reader
 
     def storage_options_for(self, url: str) -> Mapping[str, object]:
@@ -127,7 +143,8 @@ class StoreQueries:
             The name cannot be one in SQL, or is taken by a view; or Arrow cannot read the table.
         """
         held = arrow_table(name, table)
-        self.catalog.register(name, held)
+        for catalog in self._all_catalogs():
+            catalog.register(name, held)
         self._registered[name] = held
 
     def sql(self, statement: str, parameters: Parameters = None) -> duckdb.DuckDBPyRelation:
@@ -201,7 +218,7 @@ class StoreQueries:
             Condition, column or order is malformed.
         """
         return find_activations(
-            self.catalog,
+            self._own,
             site,
             layer,
             where=where,

@@ -76,7 +76,7 @@ class Store(StoreQueries):
 
         asked = fitting.check_settings(self.reader, name, settings)
         options = self.storage_options_for(asked.test_store) if asked.test_store else None
-        document = fitting.fit(self.catalog, asked, self._reporter, options, replace=replace)
+        document = fitting.fit(self._own, asked, self._reporter, options, replace=replace)
         self.refresh()
         return document
 
@@ -108,7 +108,7 @@ class Store(StoreQueries):
         from cliffstore.run import fitting
 
         given = fitting.GivenDirection(name, weights, layer, bias, calibrate)
-        document = fitting.take_in(self.catalog, given, settings, self._reporter.notice, replace=replace)
+        document = fitting.take_in(self._own, given, settings, self._reporter.notice, replace=replace)
         self.refresh()
         return document
 
@@ -192,21 +192,21 @@ class Store(StoreQueries):
             Curves cannot be drawn as asked.
         """
         probes = (probe,) if isinstance(probe, str) else tuple(probe)
-        return draw_curves(self.catalog, probes, positions, settings, self._reporter)
+        return draw_curves(self._own, probes, positions, settings, self._reporter)
 
     def compare_cliffs(self, probes: Sequence[str]) -> list[ProbeCliffs]:
         """Return figures of the cliffs of probes, ranked before, and their rank correlation with the first one's."""
-        return compare_cliffs(self.catalog, probes)
+        return compare_cliffs(self._own, probes)
 
     def clip(self, output: str, *, keep: Sequence[float] = KEEP, where: str | None = None) -> ClipReport:
         """Write a corpus of the examples' thinking cut to percentages; see `run.clipping.clip_corpus`."""
         return clip_corpus(
-            self.catalog, output, tuple(keep), where, self.storage_options_for(output), self._reporter.notice
+            self._own, output, tuple(keep), where, self.storage_options_for(output), self._reporter.notice
         )
 
     def clip_report(self, probe: str, *, where: str | None = None) -> tuple[KeptFigures, ...]:
         """Return the scores of clipped examples by fraction kept; see `run.clipping.clip_figures`."""
-        return clip_figures(self.catalog, probe, where, self._reporter.notice)
+        return clip_figures(self._own, probe, where, self._reporter.notice)
 
     def select(
         self,
@@ -241,7 +241,7 @@ class Store(StoreQueries):
             quotas=(quota,) if isinstance(quota, str) else tuple(quota),
             dedupe=(dedupe,) if isinstance(dedupe, str) else tuple(dedupe),
         )
-        report = select_examples(self.catalog, settings, replace=replace)
+        report = select_examples(self._own, settings, replace=replace)
         self.refresh()
         if report.chosen < report.wanted:
             self._reporter.notice(f"only {report.chosen} of {report.wanted} examples could be chosen: {told(report)}")
@@ -249,7 +249,7 @@ class Store(StoreQueries):
 
     def compare_selections(self, first: str, second: str) -> Comparison:
         """Hold two selections against each other: overlap and rank correlation; see `publish.comparison`."""
-        return compare_selections(self.catalog, first, second)
+        return compare_selections(self._own, first, second)
 
     def export(
         self, selection: str, output: str, *, output_options: Mapping[str, object] | None = None, **settings: object
@@ -269,4 +269,4 @@ class Store(StoreQueries):
         """
         asked = {"store": self.reader.url, "selection": selection, "output": output, **settings}
         options = self.storage_options_for(output) if output_options is None else output_options
-        return export_selection(self.catalog, read_config(ExportConfig, None, asked), options, self._reporter.notice)
+        return export_selection(self._own, read_config(ExportConfig, None, asked), options, self._reporter.notice)

@@ -27,7 +27,7 @@ from cliffstore.store.reader import StoreReader
 from cliffstore.store.receipt_table import ReceiptTable
 from cliffstore.store.results import Batches
 from cliffstore.store.running import FailedCalls
-from cliffstore.store.session import QueryLimits, Statement, connect, lock, parse
+from cliffstore.store.session import QueryLimits, Statement, connect, lock, parse, relation_of
 from cliffstore.store.sources import PlanTables, Told, examples_schema, named_tables
 from cliffstore.store.views import Found, Readers, View
 from cliffstore.store.writer import capture_specs
@@ -210,7 +210,7 @@ class Catalog:
 
     def relation(self, text: str, parameters: Parameters = None) -> duckdb.DuckDBPyRelation:
         """Run one statement and return its result as a DuckDB relation. Errors as for `arrow`."""
-        return self.connection.cursor().from_arrow(self.arrow(text, parameters))
+        return relation_of(self.arrow(text, parameters), self.limits)
 
     def _batches(
         self, connection: duckdb.DuckDBPyConnection, statement: Statement, parameters: Parameters, rows: int | None

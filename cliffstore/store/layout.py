@@ -134,6 +134,11 @@ def score_errors(probe: str) -> str:
     return f"{SCORES}/{probe}"
 
 
+def receipt_of_scores(table: str) -> str:
+    """Return the key of the receipt that commits a table of scores."""
+    return f"{table.removesuffix('.parquet')}.json"
+
+
 def cliffs_table(probe: str) -> str:
     return f"{CLIFFS}/{probe}.parquet"
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from tempfile import TemporaryDirectory
 
 import duckdb
+import pyarrow as pa
 from duckdb import ExpectedResultType, StatementType
 
 from cliffstore.errors import ConfigError, QueryError, QueryStoppedError
@@ -98,6 +100,24 @@ def connect(limits: QueryLimits) -> tuple[duckdb.DuckDBPyConnection, Callable[[]
             raise
         raise ConfigError(f"memory limit {limits.memory!r}: say a size such as 4GB ({one_line(error)})") from None
     return connection, folder.cleanup
+
+
+def relation_of(table: pa.Table, limits: QueryLimits) -> duckdb.DuckDBPyRelation:
+    """Return a table as a relation, which lives on when its store is closed or gone."""
+    return _beside_stores(limits.external).cursor().from_arrow(table)
+
+
+@cache
+def _beside_stores(external: bool) -> duckdb.DuckDBPyConnection:
+    settings: dict[str, str | bool | int | float | list[str]] = {
+        "python_enable_replacements": False,
+        "temp_directory": "",
+        **({} if external else _CLOSED),
+    }
+    connection = duckdb.connect(config=settings)
+    connection.execute("SET enable_progress_bar = false")
+    lock(connection, QueryLimits(external=external))
+    return connection
 
 
 def lock(connection: duckdb.DuckDBPyConnection, limits: QueryLimits) -> None:

@@ -49,6 +49,7 @@ class ActivationDataset(IterableDataset):
         of the first pair that satisfies the condition. Without condition and columns: every extracted row
     columns : of `tokens` and `examples`
     batch_rows : largest size of a batch. All ranks have the same number of batches, whose sizes differ by at most one
+        (where it is 1, some may have one batch more)
     drop_last : every batch has exactly `batch_rows` rows; what is left over is left out, other rows in each epoch
     dtype : of the vectors; as they are stored by default
     buffer_rows : rows that are permuted together in memory

@@ -42,6 +42,14 @@ def line(probe: str, units: int, before: int) -> str:
     return f"probe {probe}: {units * MADE.n_rows:,} tokens of {units} units scored now, {before} units had scores"
 
 
+def test_scores_without_a_receipt_are_not_there(store: Path) -> None:
+    """As a run leaves them that was killed between the two."""
+    ok("score", store, "--probe", "a")
+    (store / "scores" / "a" / "unit-000001.json").unlink()
+    with Store(str(store)) as opened:
+        assert opened.sql(BY_PROBE).fetchall() == [("a", N_TOKENS - MADE.n_rows)]
+
+
 def test_one_probe_then_all(store: Path) -> None:
     first = ok("score", store, "--probe", "b", "--json").json
     seconds = first.pop("seconds")

@@ -378,3 +378,32 @@ def test_a_result_that_is_left_behind_is_of_no_statement_that_runs(store: Store)
     del batches
     gc.collect()
     assert not store.catalog._failed.wanted
+
+
+# --- what SQL cannot do to the rest
+
+
+def test_a_relation_outlives_its_store(urls: tuple[str, str]) -> None:
+    assert Store(urls[0]).sql("SELECT 6 * 7").fetchall() == [(42,)]
+    with Store(urls[0]) as store:
+        relation = store.sql("SELECT example FROM examples ORDER BY example LIMIT 3")
+    assert relation.aggregate("sum(example)").fetchall() == [(3,)]
+
+
+def test_views_that_sql_has_replaced_are_its_own(urls: tuple[str, str]) -> None:
+    """What is built on a store reads the store."""
+    with Store(urls[0]) as store:
+        expected = store.activations("resid_post", 0, where="to_decision = 0 AND label = '1'").rows
+        store.sql("CREATE OR REPLACE VIEW examples AS SELECT 0::BIGINT AS example, '1' AS label, 'x' AS id")
+        assert store.sql("SELECT count(*) FROM examples").fetchall() == [(1,)]
+        found = store.activations("resid_post", 0, where="to_decision = 0 AND label = '1'")
+        assert np.array_equal(found.rows, expected)
+
+
+def test_tables_and_stores_beside_reach_conditions_too(urls: tuple[str, str]) -> None:
+    with Store(urls[0]) as store:
+        store.activations("resid_post", 0)
+        store.register("chosen", {"example": [3, 4]})
+        store.attach("other", urls[1])
+        beside = "SELECT example FROM chosen INTERSECT SELECT example FROM other.examples"
+        assert len(store.activations("resid_post", 0, where=f"to_decision = 0 AND example IN ({beside})")) == 2
