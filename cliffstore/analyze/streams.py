@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 
 from cliffstore.analyze.mapping import Mapper
-from cliffstore.errors import StoreError
 from cliffstore.store.array_io import ArrayIO
 from cliffstore.store.arrays import ArraySpec, open_arrays, to_float32
 from cliffstore.store.gather import read_rows
@@ -76,13 +75,7 @@ def stored_array(reader: StoreReader, site: str, layer: int, alias: str | None, 
     StoreError
         The array is not captured, or one of the rows is not extracted.
     """
-    capture, spec = reader.find_array(site, layer, alias)
-    missing = ~reader.extracted(capture.capture, rows_N)
-    if missing.any():
-        raise StoreError(
-            f"row {rows_N[missing][0]} of {spec.name} is not extracted ({int(missing.sum())} of {len(rows_N)} "
-            "rows are missing): run the same `cliffstore extract` again"
-        )
+    spec = reader.find_extracted(site, layer, rows_N, alias)
     chunking = reader.manifest.chunking
     return StoredArray(reader.url, reader.objects.storage_options, spec, chunking.unit_rows, chunking.chunk_rows)
 

@@ -205,10 +205,10 @@ class StoreReader:
             counts_U[number] = units[number].n_rows
         return counts_U
 
-    def vectors(
+    def find_extracted(
         self, site: str, layer: int, rows_N: npt.NDArray[np.int64], alias: str | None = None
-    ) -> npt.NDArray[np.float32]:
-        """Return the vectors of rows as float32 [N, ...], in the given order; each chunk is read once.
+    ) -> ArraySpec:
+        """Return the array of a (model, site, layer), of which these rows are all extracted.
 
         Raises
         ------
@@ -222,6 +222,19 @@ class StoreReader:
                 f"row {rows_N[missing][0]} of {spec.name} is not extracted ({int(missing.sum())} of {len(rows_N)} "
                 "rows are missing): run the same `cliffstore extract` again"
             )
+        return spec
+
+    def vectors(
+        self, site: str, layer: int, rows_N: npt.NDArray[np.int64], alias: str | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Return the vectors of rows as float32 [N, ...], in the given order; each chunk is read once.
+
+        Raises
+        ------
+        StoreError
+            The array is not captured, or one of the rows is not extracted.
+        """
+        spec = self.find_extracted(site, layer, rows_N, alias)
         return gather.read_float32(self.arrays, spec.key, spec.dtype, rows_N)
 
     def extracted_vectors(

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 import torch
 from commands import ok, run_cli
+from told import Told
 from vector_store import VectorStore
 
 from cliffstore.analyze import cells
@@ -28,24 +29,6 @@ from cliffstore.store.probes import read_probe
 
 MADE = VectorStore(n_units=2, width=12, n_layers=3, strength=6.0)
 """512 examples of four tokens; their labels are drawn by the last layer at the decision position."""
-
-
-class Told:
-    """A reporter that keeps notices."""
-
-    def __init__(self) -> None:
-        self.notices: list[str] = []
-
-    def notice(self, text: str, event: str = "notice") -> None:
-        self.notices.append(text)
-
-    def ask(self, question: str) -> bool | None:
-        return None
-
-    def stage(self, text: str) -> None: ...
-    def begin(self, what: str, total: int, done: int = 0) -> None: ...
-    def advance(self, piece: object = None) -> None: ...
-    def end(self) -> None: ...
 
 
 @pytest.fixture(scope="module")

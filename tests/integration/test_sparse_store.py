@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from made_up import made_up_metrics
 from plans import Plan, make_plan, planned_of
+from told import Told
 
 from cliffstore.errors import ProbeError
 from cliffstore.plan.positions import parse_positions
@@ -96,24 +97,6 @@ def _add_probe(objects: ObjectStore) -> None:
         inputs="", cliffstore_version="0",
     )  # fmt: skip
     write_probe(objects, document, weights, replace=False)
-
-
-class Told:
-    """A reporter that keeps notices."""
-
-    def __init__(self) -> None:
-        self.notices: list[str] = []
-
-    def notice(self, text: str, event: str = "notice") -> None:
-        self.notices.append(text)
-
-    def ask(self, question: str) -> bool | None:
-        return None
-
-    def stage(self, text: str) -> None: ...
-    def begin(self, what: str, total: int, done: int = 0) -> None: ...
-    def advance(self, piece: object = None) -> None: ...
-    def end(self) -> None: ...
 
 
 @pytest.fixture
