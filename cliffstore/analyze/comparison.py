@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from cliffstore.ranks import spearman
 from cliffstore.store.catalog import Catalog
 
 Floats = npt.NDArray[np.float64]
@@ -68,19 +69,3 @@ def _figures(catalog: Catalog, first: str, probe: str, kind: str) -> ProbeCliffs
         effect=float(cliff_N.mean()) / deviation if deviation else None,
         spearman=spearman(first_N[both_N], cliff_N[both_N]),
     )
-
-
-def spearman(x_N: Floats, y_N: Floats) -> float | None:
-    """Return the rank correlation, equal values having the mean of their ranks; None where one side is constant."""
-    if len(x_N) < 2:
-        return None
-    x_rank_N, y_rank_N = _centred_ranks(x_N), _centred_ranks(y_N)
-    scale = float(np.sqrt((x_rank_N @ x_rank_N) * (y_rank_N @ y_rank_N)))
-    return float(x_rank_N @ y_rank_N) / scale if scale else None
-
-
-def _centred_ranks(values_N: Floats) -> Floats:
-    _, which_N, counts = np.unique(values_N, return_inverse=True, return_counts=True)
-    ranks = np.cumsum(counts) - (counts - 1) / 2
-    found: Floats = ranks[which_N] - (len(values_N) + 1) / 2
-    return found

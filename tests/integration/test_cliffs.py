@@ -15,8 +15,8 @@ from score_store import ScoreStore
 from whole_store import Silent
 
 from cliffstore.analyze.aligned import Distances, align
-from cliffstore.analyze.comparison import spearman
 from cliffstore.errors import ConfigError, DamagedStoreError, ProbeError, QueryError
+from cliffstore.ranks import spearman
 from cliffstore.run.origins import Origins
 from cliffstore.run.repair import repair_store
 from cliffstore.run.store import Store
