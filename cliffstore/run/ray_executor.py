@@ -56,8 +56,8 @@ class RayExecutor(Generic[J]):
 
     Parameters
     ----------
-    actors : workers; by default one for every `gpus_per_actor` GPUs, or one a node where there is no GPU. More than there
-        is room for wait for nodes to join: to Ray's autoscaler they are what it starts nodes for
+    actors : workers; by default one for every `gpus_per_actor` GPUs, or one a node where there is no GPU. Those that
+        there is no room for wait for nodes to join: to Ray's autoscaler they are what it starts nodes for
     gpus_per_actor : GPUs that one copy of the model is spread over; 0 for work that needs none
     """
 
