@@ -53,17 +53,28 @@ class GuardedStorage:
 
     def user(self, name: str, policy: Policy) -> dict[str, object]:
         """Make a user whose rights are a policy; return storage options of the user."""
-        iam, name = self._iam(), f"{name}-{uuid.uuid4().hex}"
+        iam, name = self._client("iam"), f"{name}-{uuid.uuid4().hex}"
         iam.create_user(UserName=name)
         iam.put_user_policy(UserName=name, PolicyName="only", PolicyDocument=json.dumps(policy))
         key = iam.create_access_key(UserName=name)["AccessKey"]
         return servers.s3_options(self.root.port, key["AccessKeyId"], key["SecretAccessKey"])
 
-    def _iam(self) -> Any:
+    def role(self, name: str, policy: Policy) -> dict[str, object]:
+        """Make a role whose rights are a policy and take it on; return storage options, with a token of a session."""
+        iam, name = self._client("iam"), f"{name}-{uuid.uuid4().hex}"
+        trust = {"Effect": "Allow", "Principal": {"AWS": "*"}, "Action": "sts:AssumeRole"}
+        document = {"Version": "2012-10-17", "Statement": [trust]}
+        role = iam.create_role(RoleName=name, AssumeRolePolicyDocument=json.dumps(document))["Role"]
+        iam.put_role_policy(RoleName=name, PolicyName="only", PolicyDocument=json.dumps(policy))
+        session = self._client("sts").assume_role(RoleArn=role["Arn"], RoleSessionName="test")["Credentials"]
+        options = servers.s3_options(self.root.port, session["AccessKeyId"], session["SecretAccessKey"])
+        return options | {"token": session["SessionToken"]}
+
+    def _client(self, service: str) -> Any:
         import boto3
 
         return boto3.client(
-            "iam",
+            service,
             endpoint_url=str(self.root.options["endpoint_url"]),
             region_name="us-east-1",
             aws_access_key_id=str(self.root.options["key"]),

@@ -148,13 +148,16 @@ def check_pipeline(path: Path, sets: Sequence[str] = ()) -> PipelineConfig:
 
 def simple_commands(script: str, programs: Sequence[str]) -> Iterator[list[str]]:
     """Yield the calls of some programs in a shell script, wherever in a line they stand."""
-    text = re.sub(r"\\\n", " ", script)
-    for line in text.splitlines():
-        if line.lstrip().startswith("#"):
-            continue
-        for piece in re.split(r"\s(?:&&|\|\||[;&|])(?:\s|$)|;\s|\bif\b|\bthen\b", line):
-            words = shlex.split(piece.strip(), comments=True) if piece.count('"') % 2 == 0 else []
-            words = [word for word in words if not re.fullmatch(r"\d?>.*|[<]", word)]
-            starts = [number for number, word in enumerate(words) if word in programs]
+    for line in re.sub(r"\\\n", " ", script).splitlines():
+        lexer = shlex.shlex(line, posix=True, punctuation_chars=";&|")
+        lexer.whitespace_split = True
+        words: list[str] = []
+        for word in [*lexer, ";"]:
+            if word.strip(";&|"):
+                words.append(word)
+                continue
+            plain = [one for one in words if not re.match(r"\d?>", one)]
+            starts = [number for number, one in enumerate(plain) if one in programs]
             if starts:
-                yield words[starts[0] :]
+                yield plain[starts[0] :]
+            words = []
