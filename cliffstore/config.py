@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator, model_validator
 
 from cliffstore.errors import ConfigError
 from cliffstore.settings import Settings, read_config, read_yaml
@@ -51,10 +51,14 @@ def _split_at_commas(value: object) -> object:
     return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
 
 
+_TEXTS = WithJsonSchema({"anyOf": [{"type": "array", "items": {"type": "string"}}, {"type": "string"}]})
+"""What a configuration file may say where several are taken."""
+
+
 class ExtractConfig(Settings):
     """Everything that `cliffstore extract` can be told. Only `model` and `store` are required."""
 
-    corpus: Annotated[tuple[str, ...], BeforeValidator(_one_is_enough)] = Field(
+    corpus: Annotated[tuple[str, ...], BeforeValidator(_one_is_enough), _TEXTS] = Field(
         default=(), description="files, folders or URLs; without any, the store's plans"
     )
     append: bool = Field(default=False, description="add the corpus to a store that holds others")
@@ -64,7 +68,7 @@ class ExtractConfig(Settings):
     where: str | None = Field(default=None, description="SQL condition over corpus columns")
     limit: int | None = Field(default=None, ge=1)
     layers: str = Field(default="all", description="all, 0-29, or 8,16")
-    sites: Annotated[tuple[str, ...], BeforeValidator(_split_at_commas)] = ("resid_post",)
+    sites: Annotated[tuple[str, ...], BeforeValidator(_split_at_commas), _TEXTS] = ("resid_post",)
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     model_alias: str = "main"
     revision: str | None = None
@@ -74,7 +78,7 @@ class ExtractConfig(Settings):
     adapter: str | None = Field(default=None, description="PEFT adapter over the model: local folder or hub name")
     gpus_per_actor: int = Field(default=1, ge=1, description="GPUs that one copy of the model is spread over")
     positions: str = Field(default="all", description="all, decision, think, last:N, stride:K, joined by commas")
-    probe: Annotated[tuple[str, ...], BeforeValidator(_one_is_enough)] = Field(
+    probe: Annotated[tuple[str, ...], BeforeValidator(_one_is_enough), _TEXTS] = Field(
         default=(), description="score with these probes and store no activation"
     )
     passes: Literal["auto", "tree", "padded"] = "auto"
@@ -115,11 +119,15 @@ def parse_bytes(value: object) -> object:
     return int(float(matched[1]) * 1000 ** " kmgt".index(matched[2] or " ")) if matched else value
 
 
+_BYTES = WithJsonSchema({"anyOf": [{"type": ["integer", "string"]}, {"type": "null"}]})
+
+
 def _none_for_auto(value: object) -> object:
     return None if value == "auto" else value
 
 
 Chosen = BeforeValidator(_none_for_auto)
+_CHOSEN = WithJsonSchema({"anyOf": [{"type": "number"}, {"const": "auto"}, {"type": "null"}]})
 
 
 class ProbeConfig(StoreConfig):
@@ -136,15 +144,15 @@ class ProbeConfig(StoreConfig):
     where: str | None = None
     test_where: str | None = None
     test_store: str | None = Field(default=None, description="another store of the same model, to test on")
-    c: Annotated[float | None, Chosen] = Field(default=None, ge=1e-9, description="auto: by cross-validation")
-    shrinkage: Annotated[float | None, Chosen] = Field(
+    c: Annotated[float | None, Chosen, _CHOSEN] = Field(default=None, ge=1e-9, description="auto: by cross-validation")
+    shrinkage: Annotated[float | None, Chosen, _CHOSEN] = Field(
         default=None, ge=0, le=1, description="of an LDA; auto: by cross-validation"
     )
     class_weight: Literal["balanced", "none"] = "balanced"
     seed: int = Field(default=0, ge=0)
     executor: Literal["auto", "local", "ray"] = "auto"
     workers: int | None = Field(default=None, ge=1, description="layers that are fitted at once")
-    memory_budget: Annotated[int | None, BeforeValidator(parse_bytes)] = Field(
+    memory_budget: Annotated[int | None, BeforeValidator(parse_bytes), _BYTES] = Field(
         default=None, ge=1_000_000, description="of vectors in memory, such as 2GB; default: half of what is free"
     )
     out_of_core: bool = Field(default=False, description="fit over units, whatever the memory budget")
@@ -161,7 +169,7 @@ class ProbeConfig(StoreConfig):
 class ScoreConfig(StoreConfig):
     """Everything that `cliffstore score` can be told."""
 
-    probe: Annotated[tuple[str, ...], BeforeValidator(_one_is_enough)] = Field(
+    probe: Annotated[tuple[str, ...], BeforeValidator(_one_is_enough), _TEXTS] = Field(
         min_length=1, description="names of probes; all means every probe of the store"
     )
     executor: Literal["auto", "local", "ray"] = "auto"
@@ -180,10 +188,10 @@ class SelectConfig(StoreConfig):
     probe: str | None = None
     where: str | None = None
     min_plateau: float | None = Field(default=None, allow_inf_nan=False, description="a logit")
-    quota: Annotated[tuple[str, ...], BeforeValidator(_one_is_enough)] = Field(
+    quota: Annotated[tuple[str, ...], BeforeValidator(_one_is_enough), _TEXTS] = Field(
         default=(), description="COLUMN=50%, COLUMN=100 or COLUMN:VALUE=500: at most so many"
     )
-    dedupe: Annotated[tuple[str, ...], BeforeValidator(_one_is_enough)] = Field(
+    dedupe: Annotated[tuple[str, ...], BeforeValidator(_one_is_enough), _TEXTS] = Field(
         default=(), description="prompt:0.8, activation:0.98: no near-duplicates"
     )
     replace: bool = False
@@ -192,7 +200,7 @@ class SelectConfig(StoreConfig):
 class CliffConfig(StoreConfig):
     """Everything that `cliffstore cliff` can be told; with `select`, a selection is made of what was ranked."""
 
-    probe: Annotated[tuple[str, ...], BeforeValidator(_one_is_enough)] = Field(
+    probe: Annotated[tuple[str, ...], BeforeValidator(_one_is_enough), _TEXTS] = Field(
         min_length=1, description="names of probes; examples are shown by the cliffs of the first"
     )
     plateau: str = Field(default="mean", description="of the scores over the thinking: mean, median, max, q0.9")
@@ -213,7 +221,7 @@ class CliffConfig(StoreConfig):
 class CurveConfig(StoreConfig):
     """Everything that `cliffstore curve` can be told."""
 
-    probe: Annotated[tuple[str, ...], BeforeValidator(_one_is_enough)] = Field(
+    probe: Annotated[tuple[str, ...], BeforeValidator(_one_is_enough), _TEXTS] = Field(
         min_length=1, description="names of probes"
     )
     positions: str = Field(default="-64..0", description="distances from the decision position")
@@ -231,7 +239,12 @@ def parse_share(value: object) -> object:
     return float(matched[1]) / (100 if matched[2] else 1) if matched else value
 
 
-Share = Annotated[float | None, BeforeValidator(parse_share), Field(gt=0, lt=1)]
+Share = Annotated[
+    float | None,
+    BeforeValidator(parse_share),
+    Field(gt=0, lt=1),
+    WithJsonSchema({"anyOf": [{"type": ["number", "string"]}, {"type": "null"}]}),
+]
 
 
 class ExportConfig(StoreConfig):
