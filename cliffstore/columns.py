@@ -6,8 +6,8 @@ Types are in `schema`; a test holds the two together.
 from __future__ import annotations
 
 TABLES: dict[str, str] = {
-    "examples": "`plans/<plan>/examples/part-<n>.parquet`: one row an example, a row group a unit. Every further column "
-    "of the corpus follows, under its own name.",
+    "examples": "`plans/<plan>/examples/part-<n>.parquet`: one row an example, a row group a unit. Every further "
+    "column of the corpus follows, under its own name.",
     "tokens": "`plans/<plan>/tokens/part-<n>.parquet`: one row a token of an example, a row group a unit, in the order "
     "of example and position.",
     "units": "`plans/<plan>/units.parquet`: one row a unit. In SQL the view `units` joins it with what receipts say.",
@@ -115,7 +115,7 @@ COLUMNS: dict[str, dict[str, str]] = {
         "final": "score at the decision position; null where that is not stored",
         "cliff": "plateau minus final; null where one of them is",
         "n_think": "thinking tokens that have a score",
-        "steepest_position": "position where the largest fall from one token to the next ends; null where nothing falls",
+        "steepest_position": "position where the largest fall from one token to the next ends; null without one",
         "n_steep": "tokens that the fall from 90 % to 10 % of the cliff takes; null without a fall",
     },
     "heads": {
