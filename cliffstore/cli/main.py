@@ -27,6 +27,7 @@ from cliffstore.cli import (
     probes,
     publication,
     query,
+    report,
 )
 from cliffstore.errors import CliffstoreError
 from cliffstore.run.events import emit
@@ -39,7 +40,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=True,
 )
-for module in (demo, extraction, inspection, query, probes, analysis, cliffs, curves, clipping, publication, pipeline):
+for module in (
+    demo,
+    extraction,
+    inspection,
+    query,
+    probes,
+    analysis,
+    cliffs,
+    curves,
+    clipping,
+    publication,
+    report,
+    pipeline,
+):
     module.add_to(app)
 
 
