@@ -23,6 +23,7 @@ from cliffstore.cli import (
     demo,
     extraction,
     inspection,
+    pictures,
     pipeline,
     probes,
     publication,
@@ -39,7 +40,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=True,
 )
-for module in (demo, extraction, inspection, query, probes, analysis, cliffs, curves, clipping, publication, pipeline):
+for module in (
+    demo,
+    extraction,
+    inspection,
+    query,
+    probes,
+    analysis,
+    cliffs,
+    curves,
+    pictures,
+    clipping,
+    publication,
+    pipeline,
+):
     module.add_to(app)
 
 

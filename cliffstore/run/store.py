@@ -19,7 +19,7 @@ from cliffstore.publish.selection import SelectionReport, select_examples, told
 from cliffstore.run.clipping import ClipReport, KeptFigures, clip_corpus, clip_figures
 from cliffstore.run.directions import write_direction
 from cliffstore.run.origins import Origins
-from cliffstore.run.queries import StoreQueries
+from cliffstore.run.plotting import StorePlots
 from cliffstore.run.ranking import draw_curves, rank
 from cliffstore.run.repair import RepairReport, repair_store
 from cliffstore.run.scoring import ScoringReport, score_store
@@ -28,7 +28,7 @@ from cliffstore.settings import read_config
 from cliffstore.store.probes import read_probe
 
 
-class Store(StoreQueries):
+class Store(StorePlots):
     """A store to query and to build on.
 
     Parameters
