@@ -331,6 +331,19 @@ class ExportConfig(StoreConfig):
         return self
 
 
+class ReportConfig(StoreConfig):
+    """Everything that `cliffstore report` can be told."""
+
+    output: str = Field(default="report.html", description="file; path or URL")
+    probe: Annotated[tuple[str, ...], BeforeValidator(_one_is_enough)] = Field(
+        default=(), description="names of probes, the first is shown first; default: those with scores"
+    )
+    group_by: str = Field(default="label", description="column of examples, or SQL expression: a curve for each value")
+    positions: str = Field(default="-64..0", description="distances from the decision position, of curves")
+    examples: int = Field(default=500, ge=1, description="examples that are shown one by one, at most")
+    seed: int = Field(default=0, ge=0, description="of the examples that are shown by chance, and of the bootstrap")
+
+
 class PipelineConfig(StoreConfig):
     """A run from corpus to training set. Sections take `store` and `storage_options`, and names, from one another."""
 

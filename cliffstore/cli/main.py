@@ -28,6 +28,7 @@ from cliffstore.cli import (
     probes,
     publication,
     query,
+    report,
 )
 from cliffstore.errors import CliffstoreError
 from cliffstore.run.events import emit
@@ -52,6 +53,7 @@ for module in (
     pictures,
     clipping,
     publication,
+    report,
     pipeline,
 ):
     module.add_to(app)

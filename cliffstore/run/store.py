@@ -22,13 +22,14 @@ from cliffstore.run.origins import Origins
 from cliffstore.run.plotting import StorePlots
 from cliffstore.run.ranking import draw_curves, rank
 from cliffstore.run.repair import RepairReport, repair_store
+from cliffstore.run.reporting import StoreReports
 from cliffstore.run.scoring import ScoringReport, score_store
 from cliffstore.schema import ProbeDocument
 from cliffstore.settings import read_config
 from cliffstore.store.probes import read_probe
 
 
-class Store(StorePlots):
+class Store(StorePlots, StoreReports):
     """A store to query and to build on.
 
     Parameters

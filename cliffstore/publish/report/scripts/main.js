@@ -1,0 +1,13 @@
+// Where the page begins.
+
+import { drawExamples } from "./examples.js";
+import { drawSelections } from "./selections.js";
+import { watchCharts } from "./tip.js";
+import { watchExample } from "./example.js";
+import { watchTheme } from "./theme.js";
+
+watchTheme();
+drawExamples();
+drawSelections();
+watchExample();
+watchCharts();

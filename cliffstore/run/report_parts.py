@@ -1,0 +1,141 @@
+"""What is on the page of a report: found in a store, and drawn.
+
+Nothing is computed by a model. Cost: one pass over the scores of the probes on the page (curves), one over the cliffs,
+and the units that hold the examples which are shown one by one. Curves and distributions are over all examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+
+from cliffstore import __version__
+from cliffstore.analyze.aligned import Distances
+from cliffstore.analyze.curves import CurveSettings, mean_curves
+from cliffstore.config import ReportConfig
+from cliffstore.errors import ConfigError, ProbeError, StoreError
+from cliffstore.publish.report.choice import choose_shown
+from cliffstore.publish.report.chosen import read_selections
+from cliffstore.publish.report.facts import read_facts
+from cliffstore.publish.report.heads import HeadFacts, read_heads
+from cliffstore.publish.report.missing import Missing, find_missing
+from cliffstore.publish.report.page import Figure, PageParts
+from cliffstore.publish.report.quality import ProbeFacts, read_probes
+from cliffstore.publish.report.rows import read_rows
+from cliffstore.publish.report.tokens import pack_tokens
+from cliffstore.run.clipping import clip_figures
+from cliffstore.store.catalog import Catalog
+from cliffstore.store.probes import read_probe
+
+MOST_PROBES = 6
+"""Probes on the page where none are named."""
+_CLIFFS = """
+SELECT c.probe, {group} AS "group", e.id, c.cliff, c.example IN (SELECT example FROM selections) AS selected
+FROM cliffs c JOIN examples e USING (example) WHERE c.probe = $1 ORDER BY c.example
+"""
+
+
+def find_parts(catalog: Catalog, asked: ReportConfig) -> PageParts:
+    """Return everything that is on the page. Errors as for `Store.report`."""
+    distances = Distances.parse(asked.positions)
+    group = f"CAST((\n{asked.group_by}\n) AS VARCHAR)"
+    catalog.arrow(f"SELECT {group} FROM examples e LIMIT 1")  # before anything else, whether it can be grouped by that
+    facts, probes = read_facts(catalog), read_probes(catalog)
+    on_page, further = _choose_probes(catalog, probes, asked.probe)
+    selections, heads = read_selections(catalog, facts.counts["examples"]), read_heads(catalog)
+    ranked = next((one.name for one in on_page if one.cliffs is not None), None)
+    names = [one.name for one in selections]
+    shown = choose_shown(catalog, asked.examples, probe=ranked, selections=names, seed=asked.seed)
+    drawing = _Drawing(catalog, asked, distances, group)
+    drawing.draw(probes, on_page, heads)
+    for section, one in find_missing(
+        catalog.reader.url, probes, selections, heads, has_clipped=drawing.has_clipped
+    ).items():
+        drawing.missing.setdefault(section, []).append(one)
+    return PageParts(
+        facts=facts,
+        probes=probes,
+        shown_probes=[one.name for one in on_page],
+        further_probes=[one.name for one in further],
+        shown=shown,
+        rows=read_rows(catalog, shown, [one.name for one in on_page]),
+        tokens=pack_tokens(catalog.reader, shown, [one.document for one in on_page]),
+        selections=selections,
+        heads=heads,
+        group_by=asked.group_by,
+        figures=drawing.figures,
+        missing=drawing.missing,
+        version=__version__,
+        notices=list(dict.fromkeys(drawing.notices)),
+    )
+
+
+def _choose_probes(
+    catalog: Catalog, probes: Sequence[ProbeFacts], wanted: Sequence[str]
+) -> tuple[list[ProbeFacts], list[ProbeFacts]]:
+    """Return the probes on the page, and those that have scores and are not. Raises `ProbeError` where one is none."""
+    by_name = {one.name: one for one in probes}
+    scored = [one for one in probes if one.units_scored]
+    for name in wanted:
+        if name not in by_name:
+            read_probe(catalog.reader.objects, name)
+    on_page = [by_name[name] for name in dict.fromkeys(wanted)] or scored[:MOST_PROBES]
+    return on_page, [one for one in scored if one not in on_page]
+
+
+class _Drawing:
+    """The charts of a page, by section, what could not be drawn, and what was told meanwhile."""
+
+    def __init__(self, catalog: Catalog, asked: ReportConfig, distances: Distances, group: str) -> None:
+        self._catalog, self._asked, self._distances, self._group = catalog, asked, distances, group
+        self.figures: dict[str, list[Figure]] = {}
+        self.missing: dict[str, list[Missing]] = {}
+        self.notices: list[str] = []
+
+    @cached_property
+    def has_clipped(self) -> bool:
+        """Whether the store has examples whose thinking was clipped."""
+        return {"kept", "clipped_from"} <= set(self._catalog.arrow("SELECT * FROM examples LIMIT 0").column_names)
+
+    def draw(self, probes: Sequence[ProbeFacts], on_page: Sequence[ProbeFacts], heads: Sequence[HeadFacts]) -> None:
+        """Draw what there is to draw."""
+        from cliffstore.publish.report import figures  # Altair takes its time to load
+
+        for probe in probes:
+            if probe.document.cells:
+                self._add("probes", partial(figures.layer_figure, probe))
+        for probe in on_page:
+            if probe.units_scored:
+                self._add("curves", partial(self._curve, probe.name))
+            if probe.with_cliff:
+                self._add("cliffs", partial(self._cliff, probe.name))
+            if probe.units_scored and self.has_clipped:
+                self._add("clipping", partial(self._clip, probe.name))
+        for one in heads:
+            self._add("heads", partial(figures.head_figure, one))
+
+    def _add(self, section: str, make: Callable[[], Figure]) -> None:
+        """Add a chart to a section; where there is nothing to draw, say why in its place."""
+        try:
+            self.figures.setdefault(section, []).append(make())
+        except (ProbeError, StoreError, ConfigError) as error:
+            self.missing.setdefault(section, []).append(Missing(str(error)))
+
+    def _curve(self, probe: str) -> Figure:
+        from cliffstore.publish.report.figures import curve_figure
+
+        settings = CurveSettings(self._distances, group_by=self._asked.group_by, seed=self._asked.seed)
+        return curve_figure(
+            probe, mean_curves(self._catalog, [probe], settings, self.notices.append), self._asked.group_by
+        )
+
+    def _cliff(self, probe: str) -> Figure:
+        from cliffstore.publish.report.figures import cliff_figure
+
+        table = self._catalog.arrow(_CLIFFS.format(group=self._group), [probe])
+        return cliff_figure(probe, table, self._asked.group_by)
+
+    def _clip(self, probe: str) -> Figure:
+        from cliffstore.publish.report.figures import clip_figure
+
+        return clip_figure(probe, clip_figures(self._catalog, probe, None, self.notices.append))
