@@ -7,6 +7,7 @@ and the units that hold the examples which are shown one by one. Curves and dist
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
 
 from cliffstore import __version__
@@ -29,6 +30,8 @@ from cliffstore.store.probes import read_probe
 
 MOST_PROBES = 6
 """Probes on the page where none are named."""
+MOST_GROUPS = 12
+"""Lines of a chart that are still read at a glance."""
 _CLIFFS = """
 SELECT c.probe, {group} AS "group", e.id, c.cliff, c.example IN (SELECT example FROM selections) AS selected
 FROM cliffs c JOIN examples e USING (example) WHERE c.probe = $1 ORDER BY c.example
@@ -38,15 +41,14 @@ FROM cliffs c JOIN examples e USING (example) WHERE c.probe = $1 ORDER BY c.exam
 def find_parts(catalog: Catalog, asked: ReportConfig) -> PageParts:
     """Return everything that is on the page. Errors as for `Store.report`."""
     distances = Distances.parse(asked.positions)
-    group = f"CAST((\n{asked.group_by}\n) AS VARCHAR)"
-    catalog.arrow(f"SELECT {group} FROM examples e LIMIT 1")  # before anything else, whether it can be grouped by that
+    grouping = _grouping(catalog, asked.group_by)
     facts, probes = read_facts(catalog), read_probes(catalog)
     on_page, further = _choose_probes(catalog, probes, asked.probe)
     selections, heads = read_selections(catalog, facts.counts["examples"]), read_heads(catalog)
     ranked = next((one.name for one in on_page if one.cliffs is not None), None)
     names = [one.name for one in selections]
     shown = choose_shown(catalog, asked.examples, probe=ranked, selections=names, seed=asked.seed)
-    drawing = _Drawing(catalog, asked, distances, group)
+    drawing = _Drawing(catalog, distances, grouping, asked.seed)
     drawing.draw(probes, on_page, heads)
     for section, one in find_missing(
         catalog.reader.url, probes, selections, heads, has_clipped=drawing.has_clipped
@@ -62,12 +64,42 @@ def find_parts(catalog: Catalog, asked: ReportConfig) -> PageParts:
         tokens=pack_tokens(catalog.reader, shown, [one.document for one in on_page]),
         selections=selections,
         heads=heads,
-        group_by=asked.group_by,
+        group_by=grouping.name,
         figures=drawing.figures,
         missing=drawing.missing,
         version=__version__,
-        notices=list(dict.fromkeys(drawing.notices)),
+        notices=list(dict.fromkeys([*grouping.notices, *drawing.notices])),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Grouping:
+    """What curves and distributions are drawn for each value of.
+
+    Attributes
+    ----------
+    expression : SQL over examples; None where all are one group
+    name : of it, for people
+    """
+
+    expression: str | None
+    name: str
+    notices: tuple[str, ...] = ()
+
+    @property
+    def column(self) -> str:
+        """The group of an example, in SQL: text, or null."""
+        return f"CAST(({self.expression}\n) AS VARCHAR)" if self.expression else "CAST(NULL AS VARCHAR)"
+
+
+def _grouping(catalog: Catalog, expression: str) -> _Grouping:
+    """Return the grouping that was asked for, or none where it has too many values. Raises `QueryError`."""
+    asked = _Grouping(expression, expression)
+    rows = catalog.arrow(f"SELECT DISTINCT {asked.column} FROM examples e LIMIT {MOST_GROUPS + 1}").num_rows
+    if rows <= MOST_GROUPS:
+        return asked
+    told = f"--group-by {expression} has more than {MOST_GROUPS} values: all examples are drawn as one group"
+    return _Grouping(None, "nothing", (told,))
 
 
 def _choose_probes(
@@ -86,8 +118,8 @@ def _choose_probes(
 class _Drawing:
     """The charts of a page, by section, what could not be drawn, and what was told meanwhile."""
 
-    def __init__(self, catalog: Catalog, asked: ReportConfig, distances: Distances, group: str) -> None:
-        self._catalog, self._asked, self._distances, self._group = catalog, asked, distances, group
+    def __init__(self, catalog: Catalog, distances: Distances, grouping: _Grouping, seed: int) -> None:
+        self._catalog, self._distances, self._grouping, self._seed = catalog, distances, grouping, seed
         self.figures: dict[str, list[Figure]] = {}
         self.missing: dict[str, list[Missing]] = {}
         self.notices: list[str] = []
@@ -99,7 +131,7 @@ class _Drawing:
 
     def draw(self, probes: Sequence[ProbeFacts], on_page: Sequence[ProbeFacts], heads: Sequence[HeadFacts]) -> None:
         """Draw what there is to draw."""
-        from cliffstore.publish.report import figures  # Altair takes its time to load
+        from cliffstore.publish.report import figures
 
         for probe in probes:
             if probe.document.cells:
@@ -124,16 +156,15 @@ class _Drawing:
     def _curve(self, probe: str) -> Figure:
         from cliffstore.publish.report.figures import curve_figure
 
-        settings = CurveSettings(self._distances, group_by=self._asked.group_by, seed=self._asked.seed)
-        return curve_figure(
-            probe, mean_curves(self._catalog, [probe], settings, self.notices.append), self._asked.group_by
-        )
+        settings = CurveSettings(self._distances, group_by=self._grouping.expression, seed=self._seed)
+        curves = mean_curves(self._catalog, [probe], settings, self.notices.append)
+        return curve_figure(probe, curves, self._grouping.expression)
 
     def _cliff(self, probe: str) -> Figure:
         from cliffstore.publish.report.figures import cliff_figure
 
-        table = self._catalog.arrow(_CLIFFS.format(group=self._group), [probe])
-        return cliff_figure(probe, table, self._asked.group_by)
+        table = self._catalog.arrow(_CLIFFS.format(group=self._grouping.column), [probe])
+        return cliff_figure(probe, table, self._grouping.expression)
 
     def _clip(self, probe: str) -> Figure:
         from cliffstore.publish.report.figures import clip_figure

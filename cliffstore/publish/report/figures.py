@@ -24,9 +24,9 @@ from cliffstore.publish.report.heads import HeadFacts
 from cliffstore.publish.report.page import Figure
 from cliffstore.publish.report.quality import ProbeFacts
 
-SIZE = Size(width=720, height=280)
+SIZE = Size(width=840, height=300)
 _NAMESPACES = re.compile(r'\sxmlns(?::\w+)?="[^"]*"')
-_NAMED = re.compile(r'(\bid="|url\(#|href="#)')
+_NAMED = re.compile(r'(\bid="|url\(#|href="#)([^")]+)')
 _CURVE_COLUMNS = ("group", "to_decision", "n", "mean", "low", "high")
 _CELL_COLUMNS = (
     "positions", "layer", "auroc", "auroc_low", "auroc_high", "accuracy", "recall_at_1_fpr", "calibration_error",
@@ -41,14 +41,14 @@ def layer_figure(probe: ProbeFacts) -> Figure:
                    _CELL_COLUMNS, rows)  # fmt: skip
 
 
-def curve_figure(probe: str, curves: pa.Table, group_by: str) -> Figure:
+def curve_figure(probe: str, curves: pa.Table, group_by: str | None) -> Figure:
     """Return the mean curves of one probe."""
     rows = [[row[name] for name in _CURVE_COLUMNS] for row in curves.to_pylist()]
     chart = curve_chart(curves, size=SIZE, group_title=group_by)
     return _figure(f"curves-{probe}", f"{probe}: mean score before the answer", chart, _CURVE_COLUMNS, rows)
 
 
-def cliff_figure(probe: str, cliffs: pa.Table, group_by: str) -> Figure:
+def cliff_figure(probe: str, cliffs: pa.Table, group_by: str | None) -> Figure:
     """Return the distribution of cliffs of one probe: probe, group, id, cliff, selected."""
     chart = cliff_chart(cliffs, size=SIZE, group_title=group_by)
     columns = ("group", "examples", "with a cliff", "mean", "median", "lowest", "highest", "share above 0", "selected")
@@ -124,8 +124,16 @@ def _figure(name: str, title: str, chart: Chart, columns: Sequence[str], rows: S
 
 
 def _svg(chart: Chart, theme: Theme, name: str) -> str:
-    """Return a chart as SVG for a page: no namespaces, which HTML knows, and names that no other chart has."""
+    """Return a chart as SVG for a page: no namespaces, which HTML knows, and names that no other chart has.
+
+    Vega numbers names through all charts that a process draws: here they begin anew, so that bytes are the same.
+    """
     spec = themed(Chart(chart.spec), theme, ground=False)
     text = picture(spec, "svg").decode()
     own = re.sub(r"\W", "-", name)
-    return _NAMED.sub(lambda found: f"{found[0]}{own}-", _NAMESPACES.sub("", text[text.index("<svg") :]))
+    numbers: dict[str, int] = {}
+
+    def named(found: re.Match[str]) -> str:
+        return f"{found[1]}{own}-{numbers.setdefault(found[2], len(numbers))}"
+
+    return _NAMED.sub(named, _NAMESPACES.sub("", text[text.index("<svg") :]))

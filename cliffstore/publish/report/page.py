@@ -24,7 +24,7 @@ from cliffstore.publish.report.payload import to_payload
 from cliffstore.publish.report.quality import ProbeFacts
 from cliffstore.publish.report.rows import ExampleRows
 from cliffstore.publish.report.tokens import PER_LOGIT, PackedTokens
-from cliffstore.publish.report.visible import visible
+from cliffstore.text import printable
 
 _FEW = 12
 
@@ -86,7 +86,7 @@ def render(parts: PageParts) -> bytes:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"shown": visible, "count": count, "size": size, "number": number, "plain": plain}
+    environment.filters |= {"shown": shown, "count": count, "size": size, "number": number, "plain": plain}
     environment.tests["numeric"] = is_numeric
     template = environment.from_string((folder / "page.html").read_text(encoding="utf-8"))
     script = bundle()
@@ -137,8 +137,14 @@ def _table(parts: PageParts) -> dict[str, Any]:
 
 
 def store_name(url: str) -> str:
-    """Return what a store is called: the end of its URL."""
-    return url.rstrip("/").rpartition("/")[2] or url
+    """Return what a store is called: the last two parts of its URL."""
+    parts = [part for part in url.partition("://")[2 if "://" in url else 0].split("/") if part not in ("", ".")]
+    return "/".join(parts[-2:]) or url
+
+
+def shown(value: object, most: int | None = None) -> str:
+    """Return any value as one line of text in which nothing is hidden, at most so many characters of it."""
+    return printable(str(value), most)
 
 
 def count(value: int) -> str:
@@ -169,7 +175,7 @@ def plain(value: object) -> str:
         return "yes" if value else "no"
     if isinstance(value, int):
         return count(value).replace("-", "\u2212")
-    return number(value) if isinstance(value, float) else visible(value, 200)
+    return number(value) if isinstance(value, float) else shown(value, 200)
 
 
 def is_numeric(value: object) -> bool:

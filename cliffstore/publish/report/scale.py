@@ -28,6 +28,7 @@ ABOVE: dict[Theme, tuple[str, ...]] = {
 MIDDLE: dict[Theme, str] = {"light": "#ffffff", "dark": "#16181d"}
 INK: dict[Theme, str] = {"light": "#14171a", "dark": "#f4f5f7"}
 _QUANTILE = 0.98
+_NEARLY = 1 - 1e-6
 _NICE = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
 
 
@@ -38,7 +39,7 @@ def limit_of(scores: npt.NDArray[np.float32]) -> float:
     if reached <= 0:
         return 1.0
     power = 10.0 ** math.floor(math.log10(reached))
-    return next((nice * power for nice in _NICE if nice * power >= reached), 10 * power)
+    return next((nice * power for nice in _NICE if nice * power >= reached * _NEARLY), 10 * power)
 
 
 def colours(theme: Theme) -> list[str]:

@@ -28,13 +28,15 @@ export function ticks(low, high) {
   return { found, digits: Math.max(0, Math.ceil(-Math.log10(step) - 1e-9)) };
 }
 
-function extent(values) {
-  let low = 0;
-  let high = 0;
-  for (const value of values) {
-    low = Math.min(low, value);
-    high = Math.max(high, value);
-  }
+// From the lowest to the highest score, 0 and what is marked among them. Where a few scores are far from all others,
+// as that of a first token may be, the others have the room; the few are marked at the edge with their value.
+function extent(scores, marked) {
+  const sorted = [...scores].sort((a, b) => a - b);
+  const at = (share) => sorted[Math.round(share * (sorted.length - 1))];
+  const range = (low, high) => [Math.min(0, low, ...marked), Math.max(0, high, ...marked)];
+  const all = range(at(0), at(1));
+  const most = range(at(0.015), at(0.985));
+  const [low, high] = all[1] - all[0] > 1.5 * (most[1] - most[0]) ? most : all;
   const margin = (high - low || 1) * 0.06;
   return [low - margin, high + margin];
 }
@@ -55,15 +57,17 @@ export function drawCurve(tokens, cliff, point) {
   if (!scored.length) return element("p", { class: "note" }, "No token of this example has a score of this probe.");
   const first = tokens[0].to_decision;
   const last = tokens[tokens.length - 1].to_decision;
-  const [low, high] = extent(scored.map((token) => token.score));
+  const marked = cliff ? [cliff.plateau, cliff.final].filter((value) => value !== null && value !== undefined) : [];
+  const [low, high] = extent(scored.map((token) => token.score), marked);
   const x = (at) => LEFT + ((at - first + 0.5) / (last - first + 1)) * (WIDTH - LEFT - RIGHT);
-  const y = (score) => TOP + ((high - score) / (high - low)) * (HEIGHT - TOP - BOTTOM);
+  const y = (score) => TOP + ((high - Math.max(low, Math.min(high, score))) / (high - low)) * (HEIGHT - TOP - BOTTOM);
   const svg = shape("svg", { class: "curve", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img" });
   svg.append(shape("title", {}, describe(scored, cliff)));
   drawSegments(svg, tokens, x);
   drawAxes(svg, low, high, first, last, x, y);
   drawLine(svg, scored, x, y);
   drawMarks(svg, tokens, cliff, x, y);
+  drawBeyond(svg, scored, low, high, x);
   watchCurve(svg, tokens, x, point);
   return svg;
 }
@@ -83,7 +87,7 @@ function drawSegments(svg, tokens, x) {
     const band = shape("rect", { class: "band", x: from, y: top, width, height: 18 });
     band.append(shape("title", {}, `${run.segment}: ${run.from} to ${run.to}`));
     svg.append(band);
-    if (width > run.segment.length * 6.4 + 4) svg.append(shape("text", { x: from + width / 2, y: top + 13, "text-anchor": "middle" }, run.segment));
+    if (width > run.segment.length * 6.4 + 4) svg.append(shape("text", { x: from + width / 2, y: top + 13, "text-anchor": "middle", class: "inside" }, run.segment));
   }
 }
 
@@ -124,6 +128,20 @@ function drawMarks(svg, tokens, cliff, x, y) {
     if (cliff.final !== null) svg.append(shape("line", { class: "drop", x1: x(0), x2: x(0), y1: height, y2: y(cliff.final) }));
   }
   if (cliff.final !== null) svg.append(shape("circle", { class: "final", cx: x(0), cy: y(cliff.final), r: 4.5 }));
+}
+
+// Scores that have no room: a triangle at the edge, and the value.
+function drawBeyond(svg, scored, low, high, x) {
+  for (const token of scored) {
+    if (token.score >= low && token.score <= high) continue;
+    const isAbove = token.score > high;
+    const edge = isAbove ? TOP : HEIGHT - BOTTOM;
+    const base = edge + (isAbove ? 7 : -7);
+    const at = x(token.to_decision);
+    const toLeft = at > WIDTH / 2;
+    svg.append(shape("path", { class: "beyond", d: `M${at},${edge}L${at - 4},${base}L${at + 4},${base}Z` }));
+    svg.append(shape("text", { x: at + (toLeft ? -7 : 7), y: edge + (isAbove ? 8 : -1), "text-anchor": toLeft ? "end" : "start" }, fixed(token.score, 1)));
+  }
 }
 
 function watchCurve(svg, tokens, x, point) {

@@ -4,7 +4,7 @@ import { cliffOf, data, known, placeIn, probeOf, state, tokensOf } from "./data.
 import { drawCurve } from "./curve.js";
 import { fixed, plainNumber } from "./numbers.js";
 import { element, isolated, prose, visible } from "./text.js";
-import { drawTokens, legend, tellOf } from "./tokens.js";
+import { drawTokens, legend, linesOf } from "./tokens.js";
 import { hideTip, showTip } from "./tip.js";
 
 const dialog = document.getElementById("example");
@@ -57,9 +57,9 @@ function draw() {
     { class: "dialog-top" },
     element("h2", { id: "example-title" }, isolated(known.id[index].slice(0, 200)), element("small", {}, `${at + 1} of ${table.order.length}`)),
     probeChoice(),
-    button("previous", "Previous example", "‹ Previous", () => step(-1), at <= 0),
-    button("next", "Next example", "Next ›", () => step(1), at + 1 >= table.order.length),
-    button("close", "Close", "Close", () => dialog.close(), false),
+    button("previous", "Previous example", ["‹", element("span", { class: "word" }, " Previous")], () => step(-1), at <= 0),
+    button("next", "Next example", [element("span", { class: "word" }, "Next "), "›"], () => step(1), at + 1 >= table.order.length),
+    button("close", "Close", ["✕", element("span", { class: "word" }, " Close")], () => dialog.close(), false),
   );
   const [left, right] = [element("div"), element("div")];
   fill(left, right, index);
@@ -97,7 +97,7 @@ function figuresOf(index, probe, cliff, tokens, drawn) {
   const point = (token, event) => {
     if (!token) return hideTip();
     const made = drawn.mark(token.position);
-    showTip({ closest: (query) => made.closest(query), getBoundingClientRect: () => new DOMRect(event.clientX, event.clientY - 8, 1, 16) }, tellLines(token));
+    showTip({ closest: (query) => made.closest(query), getBoundingClientRect: () => new DOMRect(event.clientX, event.clientY - 8, 1, 16) }, linesOf(token));
     return null;
   };
   const figures = cliff && cliff.n_think !== null
@@ -117,13 +117,6 @@ function figuresOf(index, probe, cliff, tokens, drawn) {
     element("dl", { class: "figures-row" }, figures.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", { "data-figure": name }, value)))),
     element("p", { class: "note" }, rule),
   ];
-}
-
-function tellLines(token) {
-  return tellOf(token).split(", ").map((part) => {
-    const at = part.lastIndexOf(" ");
-    return [part.slice(0, at), part.slice(at + 1)];
-  });
 }
 
 function reasonsOf(index) {

@@ -4,6 +4,7 @@ import { drawExamples } from "./examples.js";
 import { drawSelections } from "./selections.js";
 import { watchCharts } from "./tip.js";
 import { watchExample } from "./example.js";
+import { watchSections } from "./sections.js";
 import { watchTheme } from "./theme.js";
 
 watchTheme();
@@ -11,3 +12,4 @@ drawExamples();
 drawSelections();
 watchExample();
 watchCharts();
+watchSections();

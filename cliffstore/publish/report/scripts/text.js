@@ -1,14 +1,16 @@
 // Text of others is drawn as text: no markup is ever made of it. What would not be seen, or would turn what follows,
-// is replaced by a sign: pictures of control characters, escapes of marks of direction and the like.
+// is written as its escape, as `cliffstore.text` does for the rest of the page.
 
 const HIDDEN = /[\p{Cc}\p{Cf}\p{Co}\p{Cn}\p{Cs}\p{Zl}\p{Zp}]/u;
 const PARTS = /([\p{Cc}\p{Cf}\p{Co}\p{Cn}\p{Cs}\p{Zl}\p{Zp}])/u;
 
+const NAMED = new Map([["\n", "\\n"], ["\r", "\\r"], ["\t", "\\t"]]);
+
 function signOf(char) {
+  if (NAMED.has(char)) return NAMED.get(char);
   const code = char.codePointAt(0);
-  if (code < 0x20) return String.fromCodePoint(0x2400 + code);
-  if (code === 0x7f) return "\u2421";
   const digits = code.toString(16);
+  if (code <= 0xff) return `\\x${digits.padStart(2, "0")}`;
   return code > 0xffff ? `\\U${digits.padStart(8, "0")}` : `\\u${digits.padStart(4, "0")}`;
 }
 

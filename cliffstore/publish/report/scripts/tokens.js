@@ -27,9 +27,13 @@ export function legend(probe) {
   );
 }
 
-function linesOf(token) {
+const TOLD = 80;
+
+// What is told of a token: names and values.
+export function linesOf(token) {
+  const text = tokenParts(token.text).replaceAll("\n", "");
   return [
-    ["token", tokenParts(token.text).replace("\n", "")],
+    ["token", text.length > TOLD ? `${text.slice(0, TOLD - 1)}…` : text],
     ["token id", String(token.id)],
     ["position", String(token.position)],
     ["to decision", fixed(token.to_decision, 0)],
@@ -39,7 +43,7 @@ function linesOf(token) {
   ];
 }
 
-export function tellOf(token) {
+function tellOf(token) {
   return linesOf(token).map(([name, value]) => `${name} ${value}`).join(", ");
 }
 
