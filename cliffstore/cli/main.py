@@ -23,6 +23,7 @@ from cliffstore.cli import (
     demo,
     extraction,
     inspection,
+    pictures,
     pipeline,
     probes,
     publication,
@@ -32,6 +33,7 @@ from cliffstore.cli import (
 from cliffstore.errors import CliffstoreError
 from cliffstore.run.events import emit
 from cliffstore.run.progress import wants_events
+from cliffstore.text import printable
 
 app = typer.Typer(
     name="cliffstore",
@@ -49,6 +51,7 @@ for module in (
     analysis,
     cliffs,
     curves,
+    pictures,
     clipping,
     publication,
     report,
@@ -81,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, previous)
     message = message and " ".join(message.split())
     if message:
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {printable(message)}", file=sys.stderr)
     if wants_events():
         emit("exit", exit_code=code, text=message)
     return code

@@ -77,24 +77,20 @@ def cliff_chart(
     reach = 0.25 * (high - low)
     zero: list[dict[str, object]] = [{"cliff": 0}] if low - reach <= 0 <= high + reach else []
     data = {"counts": counts, "steps": steps, "chosen": chosen, "ticks": ticks, "zero": zero}
-    return with_data(_spec(series, size), data, _notes(cliffs, held, bool(ticks)))
+    n_without = cliffs.num_rows - held.num_rows
+    notes = [f"{n_without:,} of {cliffs.num_rows:,} examples have no cliff and are not drawn."] if n_without else []
+    n_lost = int(_selected(cliffs).sum()) - len(at)
+    notes += [f"{n_lost:,} selected examples are among them."] if n_lost else []
+    captions = []
+    if "selected" in cliffs.schema.names:
+        captions = [f"Filled: {len(at):,} selected examples{', a tick each on the axis' if ticks else ''}."]
+    return with_data(_spec(series, size), data, captions=captions, notes=notes)
 
 
 def _selected(table: pa.Table) -> npt.NDArray[np.bool_]:
     if "selected" not in table.schema.names:
         return np.zeros(table.num_rows, dtype=np.bool_)
     return np.asarray(pc.fill_null(table["selected"], False), dtype=np.bool_)
-
-
-def _notes(cliffs: pa.Table, held: pa.Table, has_ticks: bool) -> tuple[str, ...]:
-    n, n_held = cliffs.num_rows, held.num_rows
-    notes = [f"{n - n_held:,} of {n:,} examples have no cliff and are not drawn."] if n_held < n else []
-    if "selected" in cliffs.schema.names:
-        n_selected, n_drawn = int(_selected(cliffs).sum()), int(_selected(held).sum())
-        ticks = ", a tick each on the axis" if has_ticks else ""
-        lost = f"; {n_selected - n_drawn:,} more have no cliff" if n_drawn < n_selected else ""
-        notes.append(f"Filled: {n_drawn:,} selected examples{ticks}{lost}.")
-    return tuple(notes)
 
 
 def _edges(cliff_E: Floats, bins: int) -> Floats:

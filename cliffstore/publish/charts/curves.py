@@ -1,8 +1,8 @@
 """Mean curves: score by distance from the decision position, a line and a band for each probe and group.
 
 Where a distance has no examples the line is broken. The steepest fall of a line, from one distance to the next and not
-beyond the decision, is drawn thick; where there are bands, only if those of its two ends do not overlap: a fall that
-resampling could undo is not marked.
+beyond the decision, is drawn thick, of those between distances that half of its examples reach; where there are bands,
+only if those of its two ends do not overlap: a fall that resampling could undo is not marked.
 """
 
 from __future__ import annotations
@@ -82,10 +82,11 @@ def curve_chart(
         .encode(x=x, y=y, color=series.color, opacity=alt.condition(near, alt.value(1), alt.value(0)), tooltip=tooltip)
         .add_params(near),
     ]  # fmt: skip
+    captions = ["Thick: the steepest fall of a line."] if falls else []
     spec = alt.layer(*layers).properties(width=size.width, height=size.height).to_dict()
     decision: list[Point] = [{"to_decision": 0}] if min(distances) <= 0 <= max(distances) else []
     data = {"curves": points, "falls": falls, "decision": decision, "lone": list(_alone(points))}
-    return with_data(spec, data, tuple(notes))
+    return with_data(spec, data, captions=captions, notes=notes)
 
 
 def _points(name: str, rows: list[Point]) -> Iterator[Point]:
@@ -110,10 +111,13 @@ def _alone(points: list[Point]) -> Iterator[Point]:
 
 def _steepest(name: str, rows: list[Point]) -> list[Point]:
     """Return the two ends of a line's steepest fall; none where there is no certain one."""
+    enough = max(_number(row["n"]) for row in rows) / 2
     pairs = [
         (_number(first["mean"]) - _number(second["mean"]), first, second)
         for first, second in pairwise(point for point in _points(name, rows) if int(str(point["to_decision"])) <= 0)
-        if first["mean"] is not None and second["mean"] is not None
+        if first["mean"] is not None
+        and second["mean"] is not None
+        and min(_number(first["n"]), _number(second["n"])) >= enough
     ]
     if not pairs:
         return []

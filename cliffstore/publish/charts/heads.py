@@ -9,7 +9,7 @@ import altair as alt
 import pyarrow as pa
 
 from cliffstore.errors import ConfigError
-from cliffstore.publish.charts.theme import Chart, Size, Spec, drawn_from, with_data
+from cliffstore.publish.charts.theme import Chart, Size, Spec, drawn_from, title_of, with_data
 from cliffstore.text import printable
 
 _CELL = 18
@@ -62,12 +62,12 @@ def head_chart(
     x = alt.X("head:O", title="head", sort=numbers, axis=alt.Axis(labelAngle=0, labelOverlap=True))
     y = alt.Y("layer:O", title="layer", sort=layers, axis=alt.Axis(labelOverlap=True))
     scale = alt.Scale(domain=[-most, most], range="diverging", interpolate="rgb", nice=False)
-    color = alt.Color("value:Q", title=printable(title, 60), scale=scale)
+    color = alt.Color("value:Q", title=title_of(title), scale=scale)
     tooltip = [
         alt.Tooltip("layer:O", title="layer"),
         alt.Tooltip("head:O", title="head"),
-        alt.Tooltip("value:Q", title=printable(title, 60), format=".4g"),
-        *(alt.Tooltip(f"{field}:N", title=printable(name, 40)) for field, name in extra.items()),
+        alt.Tooltip("value:Q", title=title_of(title), format=".4g"),
+        *(alt.Tooltip(f"{field}:N", title=title_of(name)) for field, name in extra.items()),
     ]
     parts = [
         drawn_from("nothing").mark_rect(style="nothing").encode(x=x, y=y),
@@ -78,8 +78,8 @@ def head_chart(
     height = _CELL * len(layers) if size is None else size.height
     spec: Spec = alt.layer(*parts).properties(width=width, height=height).to_dict()
     notes = [f"{len(nothing):,} of {len(rows):,} heads have no value and are grey."] if nothing else []
-    notes += [f"Framed: {len(framed):,} heads."] if framed else []
-    return with_data(spec, {"heads": cells, "nothing": nothing, "marked": framed}, tuple(notes))
+    captions = [f"Framed: {len(framed):,} heads."] if framed else []
+    return with_data(spec, {"heads": cells, "nothing": nothing, "marked": framed}, captions=captions, notes=notes)
 
 
 def _plain(value: object) -> object:

@@ -10,14 +10,16 @@ from __future__ import annotations
 import altair as alt
 
 from cliffstore.errors import ProbeError
-from cliffstore.publish.charts.series import DASHES
-from cliffstore.publish.charts.theme import USUAL_SIZE, Chart, Size, Spec, drawn_from, with_data
+from cliffstore.publish.charts.series import Series
+from cliffstore.publish.charts.theme import USUAL_SIZE, Chart, Size, Spec, drawn_from, title_of, with_data
 from cliffstore.schema import CellMetrics, ProbeDocument
-from cliffstore.text import printable
 
 _MOST_VALUES = 400
 """Cells, up to which values are written."""
+_MOST_TICKS = 20
 _LAYER_HEIGHT, _POSITION_WIDTH, _CAPTION_HEIGHT = 18, 56, 13
+
+_OWN = "Framed: the probe's own position and layer."
 
 Records = list[dict[str, object]]
 
@@ -34,42 +36,42 @@ def layer_chart(document: ProbeDocument, *, size: Size = USUAL_SIZE, positions: 
     ProbeError
         The probe was imported as it is and has no figures; or that position was not tried.
     """
-    places = list(dict.fromkeys(cell.positions for cell in document.cells))
-    if not places:
-        raise ProbeError(f"probe {document.name!r} was imported as it is: it has no figures to draw")
+    places = _places(document)
     if positions is not None and positions not in places:
         raise ProbeError(f"probe {document.name!r} was not tried at {positions!r}: choose from {', '.join(places)}")
     if positions is None and len(places) > 1:
-        return _heat_map(document, places, size)
+        return layer_heat_map(document, size=size)
     return _lines(document, positions or places[0], size)
+
+
+def _places(document: ProbeDocument) -> list[str]:
+    places = list(dict.fromkeys(cell.positions for cell in document.cells))
+    if not places:
+        raise ProbeError(f"probe {document.name!r} was imported as it is: it has no figures to draw")
+    return places
 
 
 def _lines(document: ProbeDocument, place: str, size: Size) -> Chart:
     cells = sorted((cell for cell in document.cells if cell.positions == place), key=lambda cell: cell.layer)
     points: Records = [point for cell in cells for point in _figures(cell)]
     names = list(dict.fromkeys(str(point["series"]) for point in points))
-    controls = _controls(document) if place == document.positions else [("chance", 0.5)]
+    is_own = place == document.positions
+    controls = _controls(document) if is_own else [("chance", 0.5)]
     chosen = [point for point in points if (place, point["layer"]) == (document.positions, document.layer)]
-    notes = (
-        ("Square: the probe's own layer.",)
-        if place == document.positions
-        else (f"The controls are of the probe's own position, {document.positions}, and are not drawn.",)
-    )
+    notes = [] if is_own else [f"The controls are of the probe's own position, {document.positions}: not drawn."]
+    ticks = {"values": [cell.layer for cell in cells]} if len(cells) <= _MOST_TICKS else {"tickMinStep": 1}
     x = alt.X(
         "layer:Q",
-        title=f"layer ({document.site} at {printable(place, 40)})",
-        axis=alt.Axis(format="d", tickMinStep=1, grid=False),
-        scale=alt.Scale(domain=[cells[0].layer, max(cells[-1].layer, cells[0].layer + 1)], nice=False, padding=8),
+        title=f"layer ({document.site} at {title_of(place)})",
+        axis=alt.Axis(format="d", grid=False, **ticks),
+        scale=alt.Scale(domain=[cells[0].layer - 0.5, cells[-1].layer + 0.5], nice=False),
     )
     values = [float(str(point[edge])) for point in points for edge in ("low", "high", "auroc")]
     values += [value for _, value in controls]
     lowest = max(min(values) - 0.02, 0.0)
     up = alt.Scale(domain=[lowest, 1.0], nice=False)
     y = alt.Y("auroc:Q", title="AUROC", scale=up)
-    color = alt.Color("series:N", title="examples", sort=None, scale=alt.Scale(domain=names, range="category"),
-                      legend=alt.Legend(symbolType="stroke", symbolSize=600, symbolStrokeWidth=2.5))  # fmt: skip
-    dashes = [list(dash) for dash in DASHES[: len(names)]]
-    dash = alt.StrokeDash("series:N", title="examples", sort=None, scale=alt.Scale(domain=names, range=dashes))
+    series = Series({(name, None): name for name in names}, "examples")
     tooltip = [
         alt.Tooltip("series:N", title="examples"),
         alt.Tooltip("layer:Q", title="layer", format="d"),
@@ -80,18 +82,21 @@ def _lines(document: ProbeDocument, place: str, size: Size) -> Chart:
     ]
     base, rules = drawn_from("layers"), drawn_from("controls")
     layers = [
-        base.mark_area(strokeWidth=0).encode(x=x, y=alt.Y("low:Q", title="AUROC", scale=up), y2="high:Q", color=color),
+        base.mark_area(strokeWidth=0)
+        .encode(x=x, y=alt.Y("low:Q", title="AUROC", scale=up), y2="high:Q", color=series.color),
         rules.mark_rule(style="control").encode(y=y, tooltip=["control:N", "auroc:Q"]),
         rules.mark_text(style="quiet_caption", align="right", baseline="bottom", dy=-2)
         .encode(x=alt.value("width"), y=alt.Y("at:Q", title="AUROC", scale=up), text="caption:N"),
-        base.mark_line().encode(x=x, y=y, color=color, strokeDash=dash),
-        base.mark_point(filled=True, size=34).encode(x=x, y=y, color=color, tooltip=tooltip),
+        base.mark_line().encode(x=x, y=y, color=series.color, strokeDash=series.dash),
+        base.mark_point(filled=True, size=34).encode(x=x, y=y, color=series.color, tooltip=tooltip),
         drawn_from("chosen")
         .mark_point(style="frame", size=170, shape="square").encode(x=x, y=y, tooltip=tooltip),
     ]  # fmt: skip
     spec = alt.layer(*layers).properties(width=size.width, height=size.height).to_dict()
     rows = _captioned(controls, gap=_CAPTION_HEIGHT / size.height * (1 - lowest))
-    return with_data(spec, {"layers": points, "controls": rows, "chosen": chosen}, notes)
+    return with_data(
+        spec, {"layers": points, "controls": rows, "chosen": chosen}, captions=[_OWN] * is_own, notes=notes
+    )
 
 
 def _figures(cell: CellMetrics) -> Records:
@@ -135,7 +140,15 @@ def _captioned(controls: list[tuple[str, float]], gap: float) -> Records:
     return found
 
 
-def _heat_map(document: ProbeDocument, places: list[str], size: Size) -> Chart:
+def layer_heat_map(document: ProbeDocument, *, size: Size = USUAL_SIZE) -> Chart:
+    """Return the heat map of layers and positions; cells have one size unless the width is that of a page.
+
+    Raises
+    ------
+    ProbeError
+        The probe was imported as it is and has no figures.
+    """
+    places = _places(document)
     lowest = min(0.5, *(cell.auroc for cell in document.cells))
     middle = (1 + lowest) / 2
     cells: Records = [
@@ -148,7 +161,7 @@ def _heat_map(document: ProbeDocument, places: list[str], size: Size) -> Chart:
     numbers = sorted({cell.layer for cell in document.cells}, reverse=True)
     chosen = [cell for cell in cells if (cell["positions"], cell["layer"]) == (document.positions, document.layer)]
     n_missing = len(numbers) * len(places) - len(cells)
-    notes = (f"{n_missing:,} cells have no figures.",) if n_missing else ()
+    notes = [f"{n_missing:,} cells have no figures."] if n_missing else []
     axis = alt.Axis(labelAngle=0 if len(places) <= 8 else -60)
     x = alt.X("positions:N", title=f"position ({document.site})", sort=places, axis=axis)
     y = alt.Y("layer:O", title="layer", sort=numbers)
@@ -173,4 +186,4 @@ def _heat_map(document: ProbeDocument, places: list[str], size: Size) -> Chart:
     width = size.width if size.width == "container" else _POSITION_WIDTH * len(places)
     properties = {"width": width, "height": max(_LAYER_HEIGHT * len(numbers), 60)}
     spec: Spec = alt.layer(*layers).properties(**properties).to_dict()
-    return with_data(spec, {"cells": cells, "chosen": chosen}, notes)
+    return with_data(spec, {"cells": cells, "chosen": chosen}, captions=[_OWN], notes=notes)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import altair as alt
 
 from cliffstore.errors import ConfigError
+from cliffstore.publish.charts.theme import title_of
 from cliffstore.text import printable
 
 DASHES = ([1, 0], [7, 3], [2, 2], [9, 3, 2, 3], [14, 4])
@@ -62,7 +63,7 @@ class Series:
             )
         probes = {probe for probe, _ in distinct}
         is_grouped = group_title is not None or any(group is not None for _, group in distinct)
-        title = printable(group_title, _WIDEST_NAME) if group_title else "group"
+        title = title_of(group_title) if group_title else "group"
         parts = [cls._parts(key, len(probes) > 1, is_grouped) for key in distinct]
         names = labels_of([", ".join(part) for part in parts])
         title = (f"probe, {title}" if len(probes) > 1 else title) if is_grouped else "probe"

@@ -8,12 +8,13 @@ the ground. Categories differ by dashes or by a name beside them too, so colour 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import altair as alt
 
 from cliffstore.errors import ConfigError
+from cliffstore.text import printable
 
 Theme = Literal["light", "dark"]
 Spec = dict[str, Any]
@@ -36,6 +37,7 @@ INK: dict[Theme, str] = {"light": "#1f2328", "dark": "#e6e8eb"}
 _FAINT: dict[Theme, str] = {"light": "#d7dbe0", "dark": "#3a4048"}
 _QUIET: dict[Theme, str] = {"light": "#57606a", "dark": "#a3abb5"}
 FONT = "system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', 'Noto Sans', sans-serif"
+_WIDEST_TITLE = 60
 MONOSPACE = "'DejaVu Sans Mono', ui-monospace, Menlo, Consolas, monospace"
 
 
@@ -46,10 +48,12 @@ class Chart:
     Attributes
     ----------
     spec : Vega-Lite, without `config`; its data lie under `datasets`
+    captions : what its marks are; a sentence each
     notes : what is not drawn, and why; a sentence each
     """
 
     spec: Spec
+    captions: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -108,10 +112,20 @@ def config(theme: Theme, *, ground: bool = False) -> Spec:
 
 
 def themed(chart: Chart, theme: Theme, *, ground: bool = True, title: str | None = None) -> Spec:
-    """Return a specification that stands alone: with its configuration, and its title and notes above."""
-    heading: Spec = {"text": title or "", "subtitle": list(chart.notes)} if title or chart.notes else {}
+    """Return a specification that stands alone: with its configuration, and its title, captions and notes above."""
+    below = [*chart.captions, *chart.notes]
+    heading: Spec = {"text": title or "", "subtitle": below} if title or below else {}
     given = {"title": heading} if heading else {}
     return {**chart.spec, **given, "config": config(theme, ground=ground)}
+
+
+def title_of(text: str, most: int = _WIDEST_TITLE) -> str:
+    """Return text as a title of an axis, a legend or a tooltip: printable, and without backslashes.
+
+    Vega-Lite makes expressions of titles, and escapes quotes in them but not backslashes, so that `\\"` would end the
+    text and begin code.
+    """
+    return printable(text, most).replace("\\", "∖")
 
 
 def drawn_from(name: str) -> alt.Chart:
@@ -119,11 +133,13 @@ def drawn_from(name: str) -> alt.Chart:
     return alt.Chart(alt.Data(name=name))  # type: ignore[no-untyped-call]
 
 
-def with_data(spec: Spec, datasets: Mapping[str, Sequence[Mapping[str, object]]], notes: tuple[str, ...] = ()) -> Chart:
+def with_data(
+    spec: Spec,
+    datasets: Mapping[str, Sequence[Mapping[str, object]]],
+    *,
+    captions: Sequence[str] = (),
+    notes: Sequence[str] = (),
+) -> Chart:
     """Return a chart of a specification and its data by name."""
-    return Chart({**spec, "datasets": {name: list(rows) for name, rows in datasets.items()}}, notes)
-
-
-def add_notes(chart: Chart, *notes: str) -> Chart:
-    """Return a chart that has more to tell."""
-    return replace(chart, notes=(*chart.notes, *notes))
+    data = {name: list(rows) for name, rows in datasets.items()}
+    return Chart({**spec, "datasets": data}, tuple(captions), tuple(notes))

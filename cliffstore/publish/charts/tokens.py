@@ -1,7 +1,8 @@
 """The tokens of one example: the score at each position over bands that are its segments, the decision marked.
 
 Where not all positions have scores, the line is broken. Beside the curve, for a picture, the tokens themselves: text on
-the colour of its score, blue below 0 (an even chance), orange above it, in lines of so many characters.
+the colour of its score, blue below 0 (an even chance), orange above it, in lines of so many characters. Colours end
+where 98 % of the scores are within, so that one loud token does not pale the others.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def token_chart(tokens: list[Token], *, size: Size = LOW_SIZE, with_text: bool =
     curve, data = _curve(tokens, size)
     if not with_text:
         spec: Spec = curve.properties(width=size.width, height=size.height).to_dict()
-        return with_data(spec, data, tuple(notes))
+        return with_data(spec, data, notes=notes)
     shown = tokens
     if len(tokens) > MOST_TOKENS:
         shown = _around_decision(tokens)
@@ -74,12 +75,18 @@ def token_chart(tokens: list[Token], *, size: Size = LOW_SIZE, with_text: bool =
             f"The text is that of {len(shown):,} of {len(tokens):,} tokens, positions {shown[0].position:,} to "
             f"{shown[-1].position:,}."
         )
-    most = max(abs(token.score or 0.0) for token in scored) or 1.0
+    most = _reach(scored)
     words, n_lines = _lay_out(shown, most)
     width = round(_COLUMNS * _COLUMN_WIDTH)
     text = _text(most).properties(width=width, height=n_lines * _LINE_HEIGHT)
     both = alt.vconcat(curve.properties(width=width, height=size.height), text).resolve_scale(color="independent")
-    return with_data(both.to_dict(), {**data, "words": words}, tuple(notes))
+    return with_data(both.to_dict(), {**data, "words": words}, notes=notes)
+
+
+def _reach(scored: list[Token]) -> float:
+    """Return the score at which colours end, on both sides: 98 % of the tokens are within."""
+    sizes = sorted(abs(token.score or 0.0) for token in scored)
+    return sizes[int(0.98 * (len(sizes) - 1))] or sizes[-1] or 1.0
 
 
 def _curve(tokens: list[Token], size: Size) -> tuple[Layers, dict[str, list[Record]]]:
@@ -192,7 +199,7 @@ def _text(most: float) -> Layers:
     x = alt.X("from:Q", title=None, axis=None, scale=alt.Scale(domain=[0, _COLUMNS], nice=False))
     at = alt.X("at:Q", title=None, axis=None, scale=alt.Scale(domain=[0, _COLUMNS], nice=False))
     y = alt.Y("line:O", title=None, axis=None)
-    scale = alt.Scale(domain=[-most, most], range="diverging", interpolate="rgb", nice=False)
+    scale = alt.Scale(domain=[-most, most], range="diverging", interpolate="rgb", nice=False, clamp=True)
     color = alt.Color("score:Q", title="score (logits)", scale=scale,
                       legend=alt.Legend(orient="bottom", direction="horizontal", gradientLength=200))  # fmt: skip
     tooltip = ["token:N", alt.Tooltip("score:Q", format=".3f"), "position:Q", "segment:N"]

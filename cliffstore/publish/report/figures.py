@@ -120,7 +120,7 @@ def _summary_line(name: str, rows: Sequence[dict[str, Any]]) -> list[object]:
 
 def _figure(name: str, title: str, chart: Chart, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Figure:
     light, dark = (_svg(chart, theme, f"{name}-{theme}") for theme in ("light", "dark"))
-    return Figure(name, title, light, dark, chart.notes, columns, rows)
+    return Figure(name, title, light, dark, (*chart.captions, *chart.notes), columns, rows)
 
 
 def _svg(chart: Chart, theme: Theme, name: str) -> str:
