@@ -23,14 +23,17 @@ from cliffstore.cli import (
     demo,
     extraction,
     inspection,
+    pictures,
     pipeline,
     probes,
     publication,
     query,
+    report,
 )
 from cliffstore.errors import CliffstoreError
 from cliffstore.run.events import emit
 from cliffstore.run.progress import wants_events
+from cliffstore.text import printable
 
 app = typer.Typer(
     name="cliffstore",
@@ -39,7 +42,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=True,
 )
-for module in (demo, extraction, inspection, query, probes, analysis, cliffs, curves, clipping, publication, pipeline):
+for module in (
+    demo,
+    extraction,
+    inspection,
+    query,
+    probes,
+    analysis,
+    cliffs,
+    curves,
+    pictures,
+    clipping,
+    publication,
+    report,
+    pipeline,
+):
     module.add_to(app)
 
 
@@ -67,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, previous)
     message = message and " ".join(message.split())
     if message:
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {printable(message)}", file=sys.stderr)
     if wants_events():
         emit("exit", exit_code=code, text=message)
     return code

@@ -15,6 +15,8 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from cliffstore.text import printable_lines
+
 LOG_VARIABLE = "CLIFFSTORE_LOG"
 """`json` in this environment variable: events in place of log lines."""
 _SECONDS_BETWEEN_LINES = 5.0
@@ -139,7 +141,7 @@ class LineReporter:
         return None
 
     def _line(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        print(printable_lines(text), file=sys.stderr, flush=True)
 
 
 class TerminalReporter:
@@ -152,10 +154,10 @@ class TerminalReporter:
         self._tally = Tally(0, 0)
 
     def stage(self, text: str) -> None:
-        self._console.print(text, markup=False)
+        self._console.print(printable_lines(text), markup=False)
 
     def notice(self, text: str, event: str = "notice") -> None:
-        self._console.print(f"note: {text}", style="yellow", markup=False)
+        self._console.print(f"note: {printable_lines(text)}", style="yellow", markup=False)
 
     def begin(self, what: str, total: int, done: int = 0) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -175,7 +177,7 @@ class TerminalReporter:
         self._progress = self._task = None
 
     def ask(self, question: str) -> bool | None:
-        answer = self._console.input(f"{question} [y/N] ", markup=False)
+        answer = self._console.input(f"{printable_lines(question)} [y/N] ", markup=False)
         return answer.strip().lower() in ("y", "yes")
 
 
