@@ -52,7 +52,7 @@ class CaptureDraft:
 
 def draft_capture(config: ExtractConfig, source: ModelSource, arrays: Sequence[ArrayIdentity]) -> CaptureDraft:
     """Name a capture. Raises `ModelError` where the model's dtype is none that is stored."""
-    dtype = choose_dtype(config, source)
+    dtype = choose_dtype(config.dtype, source)
     named: Mapping[str, object] = {
         "alias": config.model_alias,
         "model": model_key(source.identity, dtype),
@@ -62,11 +62,11 @@ def draft_capture(config: ExtractConfig, source: ModelSource, arrays: Sequence[A
     return CaptureDraft(f"capture-{digest[:12]}", config.model_alias, source.identity, tuple(arrays), dtype)
 
 
-def choose_dtype(config: ExtractConfig, source: ModelSource) -> Dtype:
+def choose_dtype(asked: str, source: ModelSource) -> Dtype:
     """Return the dtype to compute and store in; `auto` is the checkpoint's."""
-    dtype = source.dtype if config.dtype == "auto" else config.dtype
+    dtype = source.dtype if asked == "auto" else asked
     if dtype not in STORED_DTYPE:
-        raise ModelError(f"model {config.model} is in {dtype}, which is not stored: choose one with --dtype")
+        raise ModelError(f"model {source.identity.name} is in {dtype}, which is not stored: choose one with --dtype")
     return cast(Dtype, dtype)
 
 
