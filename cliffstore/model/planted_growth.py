@@ -40,14 +40,14 @@ from cliffstore.model.planted_words import (
     vocabulary,
 )
 
-CONSTANT, NAME, WORD, KIND = 8.0, 6.0, 3.0, 4.0
+CONSTANT, NAME, WORD, KIND = 6.0, 4.0, 2.0, 3.0
 """Amounts that embeddings have of the constant, of their own dimension, of being a word, of being a special word."""
 SEVERITY = (0.92, 1.08)
 """Harmful words differ: from the mildest to the worst, times KIND."""
-FLAG, MARK, DECOY, IDLE = 6.0, 4.0, 8.0, 0.5
-REFUSAL_AT_WORD, REFUSAL = 4.0, 8.0
+FLAG, MARK, DECOY, IDLE = 4.0, 3.0, 6.0, 0.5
+REFUSAL_AT_WORD, REFUSAL = 3.0, 6.0
 """Of the refusal direction: what the MLP writes at a harmful word, and what writers carry to every later token."""
-THRESHOLD = 4.0
+THRESHOLD = 3.0
 """The score is what a token has of the refusal direction less this."""
 WRITER_SHARES = (0.55, 0.45)
 _NARROWEST = 64

@@ -46,7 +46,7 @@ _SOURCE_PAIR, _SINK_PAIR = 7, 6
 _POSITION_LOGIT = 150.0
 """Of each position pair: a gap of 150 · 0.19 to the second best token."""
 _NEXT_LOGIT = 40.0
-_ANSWER_LOGIT = 2.0
+_ANSWER_LOGIT = 2.5
 """What a score of one adds to `I` and takes from `Sure`."""
 _NEURONS = 16
 
