@@ -23,6 +23,7 @@ from cliffstore.cli import (
     demo,
     extraction,
     generation,
+    heads,
     inspection,
     pipeline,
     probes,
@@ -41,8 +42,20 @@ app = typer.Typer(
     add_completion=True,
 )
 for module in (
-    demo, extraction, inspection, query, probes, analysis, cliffs, curves, clipping, generation, publication, pipeline,
-):  # fmt: skip
+    demo,
+    extraction,
+    inspection,
+    query,
+    probes,
+    analysis,
+    cliffs,
+    curves,
+    clipping,
+    generation,
+    heads,
+    publication,
+    pipeline,
+):
     module.add_to(app)
 
 
