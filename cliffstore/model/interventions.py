@@ -30,13 +30,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from cliffstore.errors import ModelError
 from cliffstore.model import changes
-from cliffstore.model.identity import heads_of
 from cliffstore.model.pass_masks import mask_of
 from cliffstore.model.sites import HookPoint, ModelSites, hook_points, locate, read_point
+from cliffstore.model.steps import ABLATED_SITES, AnyStep, ModelShape, check_fit, values_of
 from cliffstore.model.tracing import TRACING
-from cliffstore.records import ATTN_OUT, MLP_OUT, RESID_POST, RESID_PRE, Z
 from cliffstore.schema import (
     ArrayIdentity,
     DirectionAblation,
@@ -44,7 +42,6 @@ from cliffstore.schema import (
     HeadScaling,
     Interventions,
     Steering,
-    vector_of,
     vector_text,
 )
 
@@ -53,29 +50,7 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
     from transformers import PreTrainedModel
 
-OPEN_SITES = (RESID_PRE, ATTN_OUT, MLP_OUT, RESID_POST)
-"""Sites at which a vector can be changed so that everything behind it sees the change."""
-ABLATED_SITES = (RESID_PRE, ATTN_OUT, MLP_OUT)
-"""Layer input, attention output, MLP output: together they keep a direction out of the whole residual stream."""
-
-AnyStep = HeadScaling | DirectionAblation | Steering
 Vector = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True)
-class ModelShape:
-    """What steps must fit. `n_heads` and `d_head` are of z."""
-
-    n_layers: int
-    d_model: int
-    n_heads: int
-    d_head: int
-
-    @classmethod
-    def of(cls, model: PreTrainedModel) -> ModelShape:
-        """Read a model's configuration."""
-        text = model.config.get_text_config()
-        return cls(int(text.num_hidden_layers), int(text.hidden_size), *heads_of(text))
 
 
 @dataclass(slots=True)
@@ -152,7 +127,7 @@ def place(
     found: dict[str, list[_Change]] = {}
     arrays: dict[str, ArrayIdentity] = {}
     for step in interventions.steps:
-        for array, values in _values(step, shape):
+        for array, values in values_of(step, shape):
             if array.layer < n_blocks:
                 name = f"{array.site}/{array.layer}"
                 arrays[name] = array
@@ -256,59 +231,6 @@ def steer(
     )
     with intervene(model, [step]):
         yield
-
-
-def check_fit(interventions: Interventions, shape: ModelShape) -> None:
-    """Raise `ModelError` where a step names a layer, head or site that a model has not, or has another width."""
-    for number, step in enumerate(interventions.steps, 1):
-        where = f"intervention {number} ({step.kind})"
-        layers = [one.layer for one in step.heads] if isinstance(step, HeadScaling) else step.layers
-        if wrong := [layer for layer in layers if not 0 <= layer < shape.n_layers]:
-            raise ModelError(f"{where}: layer {wrong[0]} is not in the model: it has layers 0-{shape.n_layers - 1}")
-        if isinstance(step, HeadScaling):
-            _check_heads(where, step, shape)
-            continue
-        if unknown := [site for site in step.sites if site not in OPEN_SITES]:
-            raise ModelError(f"{where}: {unknown[0]} cannot be changed, these can: {', '.join(OPEN_SITES)}")
-        vector_D = vector_of(step.vector)
-        if len(vector_D) != shape.d_model:
-            raise ModelError(f"{where}: its vector has {len(vector_D)} numbers, the model's have {shape.d_model}")
-        if not np.isfinite(vector_D).all() or not vector_D.any():
-            raise ModelError(f"{where}: its vector is zero, or has NaN or Inf in it")
-
-
-def _check_heads(where: str, step: HeadScaling, shape: ModelShape) -> None:
-    seen: set[tuple[int, int]] = set()
-    for one in step.heads:
-        if not 0 <= one.head < shape.n_heads:
-            raise ModelError(f"{where}: head {one.head} is not in the model: it has heads 0-{shape.n_heads - 1}")
-        if len(one.factors) not in (1, shape.d_head) or not np.isfinite(one.factors).all():
-            raise ModelError(
-                f"{where}: layer {one.layer}, head {one.head} needs one finite factor or {shape.d_head}, one a channel"
-            )
-        if (one.layer, one.head) in seen:
-            raise ModelError(f"{where}: layer {one.layer}, head {one.head} is there twice")
-        seen.add((one.layer, one.head))
-
-
-def _values(step: AnyStep, shape: ModelShape) -> Iterator[tuple[ArrayIdentity, torch.Tensor]]:
-    """Yield where a step acts and by which numbers, as `_Change` takes them."""
-    import torch
-
-    if isinstance(step, HeadScaling):
-        for layer in sorted({one.layer for one in step.heads}):
-            own = [one for one in step.heads if one.layer == layer]
-            factors_HK = torch.ones(shape.n_heads, max(len(one.factors) for one in own))
-            for one in own:
-                factors_HK[one.head] = torch.tensor(one.factors)
-            yield ArrayIdentity(site=Z, layer=layer, shape=[shape.n_heads, shape.d_head]), factors_HK
-        return
-    vector_D = vector_of(step.vector).astype(np.float64)
-    vector_D = step.factor * vector_D if isinstance(step, Steering) else vector_D / np.linalg.norm(vector_D)
-    values_D = torch.from_numpy(vector_D.astype(np.float32))
-    for layer in dict.fromkeys(step.layers):
-        for site in dict.fromkeys(step.sites):
-            yield ArrayIdentity(site=site, layer=layer, shape=[shape.d_model]), values_D
 
 
 def _layers(model: PreTrainedModel, layers: Sequence[int] | None) -> list[int]:
