@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Protocol, cast
 
 from cliffstore import __version__
 from cliffstore.config import ExtractConfig
@@ -52,7 +52,7 @@ class CaptureDraft:
 
 def draft_capture(config: ExtractConfig, source: ModelSource, arrays: Sequence[ArrayIdentity]) -> CaptureDraft:
     """Name a capture. Raises `ModelError` where the model's dtype is none that is stored."""
-    dtype = choose_dtype(config.dtype, source)
+    dtype = choose_dtype(config, source)
     named: Mapping[str, object] = {
         "alias": config.model_alias,
         "model": model_key(source.identity, dtype),
@@ -62,11 +62,21 @@ def draft_capture(config: ExtractConfig, source: ModelSource, arrays: Sequence[A
     return CaptureDraft(f"capture-{digest[:12]}", config.model_alias, source.identity, tuple(arrays), dtype)
 
 
-def choose_dtype(asked: str, source: ModelSource) -> Dtype:
+class Computing(Protocol):
+    """The settings that say in which dtype which model computes."""
+
+    @property
+    def model(self) -> str: ...
+
+    @property
+    def dtype(self) -> str: ...
+
+
+def choose_dtype(config: Computing, source: ModelSource) -> Dtype:
     """Return the dtype to compute and store in; `auto` is the checkpoint's."""
-    dtype = source.dtype if asked == "auto" else asked
+    dtype = source.dtype if config.dtype == "auto" else config.dtype
     if dtype not in STORED_DTYPE:
-        raise ModelError(f"model {source.identity.name} is in {dtype}, which is not stored: choose one with --dtype")
+        raise ModelError(f"model {config.model} is in {dtype}, which is not stored: choose one with --dtype")
     return cast(Dtype, dtype)
 
 

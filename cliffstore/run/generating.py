@@ -190,7 +190,7 @@ class _Backend:
             "weights": identity.weights_digest or identity.revision,
             "configuration": identity.config_digest,
             "adapter": identity.adapter.digest if identity.adapter is not None else None,
-            "dtype": choose_dtype(config.dtype, self.source),
+            "dtype": choose_dtype(config, self.source),
             "tokenizer": tokenizer_digest(self.renderer.tokenizer),
             "template": self.renderer.digest,
         }
@@ -202,7 +202,7 @@ class _Backend:
         if self.endpoint is not None:
             return EndpointSpec(self.endpoint, config.concurrency)
         assert self.source is not None
-        dtype = choose_dtype(config.dtype, self.source)
+        dtype = choose_dtype(config, self.source)
         return ModelSpec(self.source, dtype, config.device, config.gpus_per_actor)
 
 

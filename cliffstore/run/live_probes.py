@@ -48,7 +48,7 @@ def find_probes(config: ExtractConfig, source: ModelSource) -> list[FoundProbe]:
     names = [one.document.name for one in found]
     if len(set(names)) < len(names):
         raise ConfigError(f"--probe: two of them are called {max(names, key=names.count)!r}")
-    wanted = model_key(source.identity, choose_dtype(config.dtype, source))
+    wanted = model_key(source.identity, choose_dtype(config, source))
     for one in found:
         if model_key(one.document.model, one.document.dtype) != wanted:
             raise ProbeError(

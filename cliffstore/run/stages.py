@@ -195,7 +195,7 @@ class _Run:
             WorkerSpec(
                 source=self.source,
                 arrays=goal.draft.arrays,
-                dtype=choose_dtype(config.dtype, self.source),
+                dtype=choose_dtype(config, self.source),
                 device=config.device,
                 gpus=config.gpus_per_actor,
             )
