@@ -44,6 +44,23 @@ class Finish(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Roles of a prompt's tokens, for interventions that act at some of them.
+
+    Attributes
+    ----------
+    segments : uint8 as bytes [T], indices into `SEGMENTS`
+    is_open : whether the prompt ends within thinking
+    is_fixed : whether it has thinking
+    """
+
+    segments: bytes
+    decision: int
+    is_open: bool
+    is_fixed: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """What a row begins with.
 
@@ -59,6 +76,7 @@ class Prompt:
     token_ids: TokenIds
     limit: int
     key: int = 0
+    place: Place | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,20 +94,7 @@ class Generated:
     finish: Finish
 
 
-@dataclass(frozen=True, slots=True)
-class Padded:
-    """A batch as the model sees it: prompts padded on the left.
-
-    Attributes
-    ----------
-    ids_BT, mask_BT : int64 [B, T]; the mask is 1 at tokens of the prompt
-    """
-
-    ids_BT: torch.Tensor
-    mask_BT: torch.Tensor
-
-
-Around = Callable[[Padded], AbstractContextManager[object]]
+Around = Callable[[Sequence[Prompt]], AbstractContextManager[object]]
 """Makes the context in which a batch is generated: interventions."""
 
 
@@ -150,8 +155,8 @@ class TextGenerator:
         return [one for part in parts for one in part]
 
     def _batch(self, prompts: Sequence[Prompt]) -> list[Generated]:
-        padded = self._pad_left(prompts)
-        length = padded.ids_BT.shape[1]
+        ids_BT, mask_BT = self._pad_left(prompts)
+        length = ids_BT.shape[1]
         ends = _RowEnds(self._tokenizer, self._ends, self._close, [one.limit for one in prompts], length, self._stop)
         settings = GenerationConfig(
             do_sample=False,
@@ -161,10 +166,10 @@ class TextGenerator:
             pad_token_id=self._pad,
         )
         names, keys = [one.name for one in prompts], [one.key for one in prompts]
-        with torch.inference_mode(), self._around(padded):
+        with torch.inference_mode(), self._around(prompts):
             found_BT = self._model.generate(
-                input_ids=padded.ids_BT,
-                attention_mask=padded.mask_BT,
+                input_ids=ids_BT,
+                attention_mask=mask_BT,
                 generation_config=settings,
                 logits_processor=processors(self._sampling, names, keys, length, self._device),
                 stopping_criteria=StoppingCriteriaList([ends]),
@@ -172,14 +177,15 @@ class TextGenerator:
         rows = found_BT[:, length:].cpu().numpy().astype(np.int32)
         return [ends.result(index, row) for index, row in enumerate(rows)]
 
-    def _pad_left(self, prompts: Sequence[Prompt]) -> Padded:
+    def _pad_left(self, prompts: Sequence[Prompt]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return tokens and mask, int64 [B, T], on the model's device; the mask is 1 at tokens of the prompt."""
         length = max(len(one.token_ids) for one in prompts)
         ids_BT = torch.full((len(prompts), length), self._pad, dtype=torch.int64)
         mask_BT = torch.zeros((len(prompts), length), dtype=torch.int64)
         for row, one in enumerate(prompts):
             ids_BT[row, length - len(one.token_ids) :] = torch.from_numpy(one.token_ids.astype(np.int64))
             mask_BT[row, length - len(one.token_ids) :] = 1
-        return Padded(ids_BT.to(self._device), mask_BT.to(self._device))
+        return ids_BT.to(self._device), mask_BT.to(self._device)
 
     def _let_go(self) -> None:
         if self._device.type == "cuda":

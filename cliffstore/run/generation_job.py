@@ -21,7 +21,7 @@ import pyarrow as pa
 from cliffstore.corpus.markers import ThinkMarkers
 from cliffstore.model.identity import ModelSource
 from cliffstore.publish.completions import Endpoint
-from cliffstore.schema import MESSAGES, Dtype
+from cliffstore.schema import MESSAGES, Dtype, Interventions
 
 if TYPE_CHECKING:
     from cliffstore.run.generation_workers import EndpointWorker, ModelWorker
@@ -121,6 +121,7 @@ class ModelSpec:
     ----------
     threads : CPU threads; None for as many as the executor gives
     gpus : GPUs that the model is spread over
+    interventions : what is changed in every pass, None for nothing
     """
 
     source: ModelSource
@@ -128,6 +129,7 @@ class ModelSpec:
     device: str
     gpus: int = 1
     threads: int | None = None
+    interventions: Interventions | None = None
 
     def make(self, threads: int) -> ModelWorker:
         """Load the model into a worker."""

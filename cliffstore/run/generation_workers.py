@@ -10,7 +10,8 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -30,8 +31,13 @@ from cliffstore.errors import (
 from cliffstore.publish.completions import Completion
 from cliffstore.records import UnitReport
 from cliffstore.run.generation_job import PIECE, EndpointSpec, GenerationJob, ModelSpec, noise_key
+from cliffstore.run.generation_positions import acting, roles_of
 from cliffstore.store import layout, tables
 from cliffstore.store.objects import ObjectStore
+
+if TYPE_CHECKING:
+    from cliffstore.model.generation import Prompt
+    from cliffstore.model.interventions import PlacedChanges
 
 _OF_ONE_REQUEST = {400, 413, 422}
 """Refusals that concern the request; others concern them all."""
@@ -86,6 +92,7 @@ class ModelWorker:
         self._set_threads()
         self._tokenizer = load_tokenizer(spec.source)
         self._model = load_model(spec.source, spec.dtype, spec.device, gpus=spec.gpus, head=True)
+        self._placed = self._place()
         self._own_ends = _ids(self._model.generation_config.eos_token_id) | _ids(self._tokenizer.eos_token_id)
         self._stopped = False
 
@@ -97,7 +104,10 @@ class ModelWorker:
         sampling = Sampling(job.temperature, job.top_p, job.top_k) if job.temperature else None
         close = job.markers.close.strip() if job.stop_at_thinking and job.markers else None
         ends = frozenset(self._own_ends | self._end_of_turn(job.end_of_turn))
-        self._generator = TextGenerator(self._model, self._tokenizer, ends, sampling=sampling, close=close)
+        around = self._acting if self._placed else None
+        self._generator = TextGenerator(
+            self._model, self._tokenizer, ends, sampling=sampling, close=close, around=around
+        )
         if self._stopped:
             self._generator.stop()
 
@@ -127,7 +137,7 @@ class ModelWorker:
             self._generator.stop()
 
     def _rows(self, items: Sequence[Item]) -> list[Item]:
-        from cliffstore.model.generation import Prompt
+        from cliffstore.model.generation import Place, Prompt
 
         prompts = [
             Prompt(
@@ -135,6 +145,7 @@ class ModelWorker:
                 token_ids=np.asarray(item["token_ids"], dtype=np.int32),
                 limit=item["limit"],
                 key=noise_key(self._job.seed, item["id"], item["sample"]),
+                place=Place(item["segments"], item["decision"], is_open=item["open"], is_fixed=item["fixed"]),
             )
             for item in items
         ]
@@ -144,6 +155,27 @@ class ModelWorker:
             _row(item, self._answer(item, text), str(one.finish), one.n_tokens)
             for item, text, one in zip(items, texts, found, strict=True)
         ]
+
+    def _place(self) -> tuple[PlacedChanges, ...]:
+        """Find where interventions act in the model."""
+        wanted = self._spec.interventions
+        if wanted is None:
+            return ()
+        import torch
+
+        from cliffstore.model.interventions import place
+        from cliffstore.model.sites import locate
+        from cliffstore.model.steps import ModelShape
+
+        shape = ModelShape.of(self._model)
+        with torch.inference_mode():
+            return place(self._model, locate(self._model, shape.n_layers), wanted, shape, shape.n_layers)
+
+    def _acting(self, prompts: Sequence[Prompt]) -> AbstractContextManager[None]:
+        """Return the context in which interventions act on a batch."""
+        assert self._spec.interventions is not None
+        rows = [roles_of(one, self._job.markers) for one in prompts]
+        return acting(self._model, self._tokenizer, self._placed, self._spec.interventions.choices, rows)
 
     def _answer(self, item: Item, text: str) -> Answer:
         if item["fixed"]:
