@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cliffstore.corpus.markers import KNOWN_MARKERS, ThinkMarkers, split_thinking
+from cliffstore.corpus.markers import DEFAULT_MARKERS, KNOWN_MARKERS, ThinkMarkers, split_thinking
+
+_CLOSE = DEFAULT_MARKERS.close.strip()
+_LINE_CLOSE = f"\n{_CLOSE}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +40,15 @@ def read_answer(text: str, markers: ThinkMarkers | None, *, is_open: bool) -> An
 def read_any_answer(text: str) -> Answer:
     """Take apart what a server says, of whose template nothing is known: by any pair of marks.
 
-    A close without an open is the end of a thinking that the template opened.
+    A close without an open, on a line that it begins, is the end of a thinking that the template opened; elsewhere it
+    is quoted.
     """
-    for is_open in (False, True):
-        for markers in KNOWN_MARKERS:
-            parts = split_thinking(text, markers, is_open=is_open)
-            if parts is not None:
-                return Answer(parts[0] if parts[0].strip() else None, parts[1])
+    for markers in KNOWN_MARKERS:
+        parts = split_thinking(text, markers, is_open=False)
+        if parts is None and _LINE_CLOSE in text and markers == DEFAULT_MARKERS:
+            parts = split_thinking(text, markers, is_open=text.index(_CLOSE) > text.index(_LINE_CLOSE))
+        if parts is not None:
+            return Answer(parts[0] if parts[0].strip() else None, parts[1])
     opened = next((pair for pair in KNOWN_MARKERS if text.lstrip().startswith(pair.open.strip())), None)
     return Answer(None, text or None) if opened is None else _unclosed(text, opened, is_open=False)
 

@@ -23,6 +23,7 @@ from cliffstore.corpus.scratch import new_folder
 from cliffstore.corpus.sources import Corpus, read_corpus
 from cliffstore.corpus.template import Renderer, tokenizer_digest
 from cliffstore.errors import (
+    ConfigError,
     DamagedStoreError,
     GenerationError,
     InterruptedRunError,
@@ -31,6 +32,7 @@ from cliffstore.errors import (
 )
 from cliffstore.model.identity import ModelSource, find_model
 from cliffstore.model.loader import load_tokenizer
+from cliffstore.model.steps import ModelShape, check_fit
 from cliffstore.publish.completions import Endpoint
 from cliffstore.run.captures import choose_dtype
 from cliffstore.run.executor import Executor, LocalExecutor, UnitOutcome
@@ -38,10 +40,12 @@ from cliffstore.run.generation_config import GenerateConfig
 from cliffstore.run.generation_job import EndpointSpec, GenerationJob, ModelSpec
 from cliffstore.run.generation_output import write_output
 from cliffstore.run.generation_plan import GenerationPlan, plan_generation
+from cliffstore.run.intervention_files import read_interventions
+from cliffstore.run.interventions import resolve
 from cliffstore.run.placement import check_placement, choose_executor
 from cliffstore.run.progress import LineReporter, Piece, Reporter
 from cliffstore.run.saving import saving
-from cliffstore.schema import Document, GenerationDocument, GenerationReceipt
+from cliffstore.schema import Document, GenerationDocument, GenerationReceipt, Interventions
 from cliffstore.settings import read_config
 from cliffstore.store import documents, layout
 from cliffstore.store.objects import ObjectStore
@@ -93,7 +97,13 @@ class GenerateReport:
 
 
 def generate(
-    corpus: str | Sequence[str], *, model: str, output: str, reporter: Reporter | None = None, **options: object
+    corpus: str | Sequence[str],
+    *,
+    model: str,
+    output: str,
+    reporter: Reporter | None = None,
+    interventions: Interventions | None = None,
+    **options: object,
 ) -> GenerateReport:
     """Fill thinking and response of a corpus; the Python form of `cliffstore generate`.
 
@@ -102,6 +112,7 @@ def generate(
     corpus : path or URL, or several
     model : local folder, hub name or `.gguf` file; with `endpoint`, the name that it knows the model by
     output : path or URL that ends in `.jsonl` or `.parquet`
+    interventions : what is changed in the model, in the place of a file that `intervene` names
     options : any other field of `GenerateConfig`
 
     Raises
@@ -117,14 +128,16 @@ def generate(
     """
     inputs = (corpus,) if isinstance(corpus, str) else tuple(corpus)
     given = {"corpus": inputs, "model": model, "output": output, **options}
-    return run_generation(read_config(GenerateConfig, None, given), reporter or LineReporter())
+    return run_generation(read_config(GenerateConfig, None, given), reporter or LineReporter(), interventions)
 
 
-def run_generation(config: GenerateConfig, reporter: Reporter) -> GenerateReport:
-    """Run `cliffstore generate`. See `generate` for errors."""
+def run_generation(
+    config: GenerateConfig, reporter: Reporter, interventions: Interventions | None = None
+) -> GenerateReport:
+    """Run `cliffstore generate`. See `generate` for parameters and errors."""
     for url in (*config.corpus, config.output):
         check_url(url)
-    backend = _Backend.of(config, reporter)
+    backend = _Backend.of(config, reporter, interventions)
     folder = ObjectStore(_absolute(config.output) + FOLDER, config.storage_options)
     with new_folder() as scratch:
         corpus = read_corpus(
@@ -154,11 +167,14 @@ class _Backend:
     renderer: Renderer | None
     endpoint: Endpoint | None
     context: int | None
+    interventions: Interventions | None = None
 
     @classmethod
-    def of(cls, config: GenerateConfig, reporter: Reporter) -> _Backend:
-        """Find the model. Raises `UserError` where something of it is wrong."""
+    def of(cls, config: GenerateConfig, reporter: Reporter, interventions: Interventions | None) -> _Backend:
+        """Find the model. Raises `UserError` where something of it, or of the interventions, is wrong."""
         if config.endpoint is not None:
+            if interventions is not None:
+                raise ConfigError("interventions need a model that runs here, not an endpoint")
             return cls(None, None, Endpoint.check(config.endpoint, config.model, timeout=config.timeout), None)
         check_placement(config)
         source = find_model(config.model, config.revision, reporter.notice, config.adapter)
@@ -174,7 +190,13 @@ class _Backend:
             max_tokens=min(given, default=None),
             to_answer=True,
         )
-        return cls(source, renderer, None, source.context)
+        if config.intervene is not None:
+            if interventions is not None:
+                raise ConfigError("intervene and interventions both say what to change: leave one out")
+            interventions = _read_interventions(config.intervene, config, source, reporter)
+        elif interventions is not None:
+            check_fit(interventions, _shape(source))
+        return cls(source, renderer, None, source.context, interventions)
 
     def settings(self, config: GenerateConfig) -> dict[str, str | int | float | bool | None]:
         """Return what bears on the texts beside the prompts."""
@@ -193,6 +215,7 @@ class _Backend:
             "dtype": choose_dtype(config, self.source),
             "tokenizer": tokenizer_digest(self.renderer.tokenizer),
             "template": self.renderer.digest,
+            "interventions": self.interventions.digest if self.interventions is not None else None,
         }
 
     def executor(self, config: GenerateConfig) -> Executor[GenerationJob]:
@@ -203,7 +226,9 @@ class _Backend:
             return EndpointSpec(self.endpoint, config.concurrency)
         assert self.source is not None
         dtype = choose_dtype(config, self.source)
-        return ModelSpec(self.source, dtype, config.device, config.gpus_per_actor)
+        return ModelSpec(
+            self.source, dtype, config.device, config.gpus_per_actor, interventions=self.interventions
+        )
 
 
 @dataclass(slots=True)
@@ -417,6 +442,18 @@ class _Run:
             rows_per_second=round(self.rows_now / seconds, 2) if seconds else 0.0,
             executor=executor,
         )
+
+
+def _read_interventions(path: str, config: GenerateConfig, source: ModelSource, reporter: Reporter) -> Interventions:
+    """Return what a file of interventions asks for. Directions are files, or probes named STORE/probes/NAME."""
+    wish = read_interventions(path)
+    dtype = choose_dtype(config, source)
+    return resolve(wish, source.identity, dtype, "", config.storage_options, reporter.notice)
+
+
+def _shape(source: ModelSource) -> ModelShape:
+    identity = source.identity
+    return ModelShape(identity.n_layers, identity.d_model, identity.n_heads, identity.d_head)
 
 
 def _absolute(url: str) -> str:
