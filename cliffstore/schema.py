@@ -17,7 +17,14 @@ from typing import Annotated, Literal, Self
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from cliffstore.errors import DamagedStoreError
 
@@ -256,7 +263,25 @@ def vector_of(text: str) -> npt.NDArray[np.float32]:
     return np.frombuffer(base64.b64decode(text), dtype="<f4").astype(np.float32)
 
 
-class CaptureDocument(Document):
+class ChangedDocument(Document):
+    """Base of documents about what a model computed, changed or not; without changes their bytes do not speak of it."""
+
+    interventions: Interventions | None = Field(default=None, description="what was changed while the model ran")
+
+    @model_serializer(mode="wrap")
+    def _only_changes(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+        body: dict[str, object] = serialize(self)
+        if body.get("interventions") is None:
+            body.pop("interventions", None)
+        return body
+
+    @property
+    def changes(self) -> str | None:
+        """The digest of the interventions, None without any."""
+        return self.interventions.digest if self.interventions is not None else None
+
+
+class CaptureDocument(ChangedDocument):
     """`captures/<model>/<capture>.json`: which vectors are computed, by which model."""
 
     capture: str
@@ -265,7 +290,6 @@ class CaptureDocument(Document):
     arrays: list[ArrayIdentity]
     dtype: Dtype
     passes: PassSettings
-    interventions: Interventions | None = Field(default=None, description="what was changed while the model ran")
     cliffstore_version: str
 
 
@@ -339,7 +363,7 @@ class CellMetrics(Part):
     test_log_loss: float | None = None
 
 
-class ProbeDocument(Document):
+class ProbeDocument(ChangedDocument):
     """`probes/<name>/probe.json`, beside `probe.safetensors` with `w` float32 [d_model] and `b` float32 [1]."""
 
     name: str
