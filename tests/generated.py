@@ -1,4 +1,4 @@
-"""Running `cliffstore generate` in tests: a planted model that thinks and answers, and servers that stand for others."""
+"""Running `cliffstore generate` in tests: models that are loaded once, and servers that stand for other people's."""
 
 from __future__ import annotations
 
@@ -8,13 +8,44 @@ import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Lock, Thread
+from typing import TYPE_CHECKING
 
+import pytest
 from commands import Result, run_cli
 
+if TYPE_CHECKING:
+    from cliffstore.model.identity import ModelSource
+
 Row = dict[str, object]
+
+
+@contextmanager
+def models_loaded_once() -> Iterator[None]:
+    """Load each model and tokenizer once: many runs in one process would do little else."""
+    from cliffstore.model import loader
+    from cliffstore.run import generating
+
+    loaded: dict[tuple[object, ...], object] = {}
+
+    def once(load: Callable[..., object]) -> Callable[..., object]:
+        def found(source: ModelSource, *more: object, **options: object) -> object:
+            key = (load.__name__, source.location, source.identity.config_digest, *more)
+            if key not in loaded:
+                loaded[key] = load(source, *more, **options)
+            return loaded[key]
+
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loader, "load_model", once(loader.load_model))
+        patch.setattr(loader, "load_tokenizer", once(loader.load_tokenizer))
+        patch.setattr(generating, "load_tokenizer", loader.load_tokenizer)
+        patch.setattr(generating, "tokenizer_digest", lru_cache(generating.tokenizer_digest))
+        yield
 
 
 def generate(corpus: str | Path, model: str | Path, output: str | Path, *more: str | Path) -> Result:
@@ -49,7 +80,9 @@ class Server:
 
 def completion(text: str | None, finish: str = "stop", **message: object) -> bytes:
     said = {"role": "assistant", "content": text, **message}
-    return json.dumps({"choices": [{"message": said, "finish_reason": finish}], "usage": {"completion_tokens": 3}}).encode()
+    return json.dumps(
+        {"choices": [{"message": said, "finish_reason": finish}], "usage": {"completion_tokens": 3}}
+    ).encode()
 
 
 def prompt_in(body: Row) -> str:

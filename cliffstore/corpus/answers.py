@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from cliffstore.corpus.markers import DEFAULT_MARKERS, KNOWN_MARKERS, ThinkMarkers, split_thinking
 
 _CLOSE = DEFAULT_MARKERS.close.strip()
-_LINE_CLOSE = f"\n{_CLOSE}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +42,9 @@ def read_any_answer(text: str) -> Answer:
     A close without an open, on a line that it begins, is the end of a thinking that the template opened; elsewhere it
     is quoted.
     """
+    ends_a_line = text.partition(_CLOSE)[0].endswith("\n")
     for markers in KNOWN_MARKERS:
-        parts = split_thinking(text, markers, is_open=False)
-        if parts is None and _LINE_CLOSE in text and markers == DEFAULT_MARKERS:
-            parts = split_thinking(text, markers, is_open=text.index(_CLOSE) > text.index(_LINE_CLOSE))
+        parts = split_thinking(text, markers, is_open=markers == DEFAULT_MARKERS and ends_a_line)
         if parts is not None:
             return Answer(parts[0] if parts[0].strip() else None, parts[1])
     opened = next((pair for pair in KNOWN_MARKERS if text.lstrip().startswith(pair.open.strip())), None)

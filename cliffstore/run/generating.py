@@ -226,9 +226,7 @@ class _Backend:
             return EndpointSpec(self.endpoint, config.concurrency)
         assert self.source is not None
         dtype = choose_dtype(config, self.source)
-        return ModelSpec(
-            self.source, dtype, config.device, config.gpus_per_actor, interventions=self.interventions
-        )
+        return ModelSpec(self.source, dtype, config.device, config.gpus_per_actor, interventions=self.interventions)
 
 
 @dataclass(slots=True)

@@ -48,12 +48,18 @@ def failing(number: int, body: Row) -> Answer:
 
 def test_server_that_fails_one_call_in_five_loses_nothing(server: Server, corpus: Path, tmp_path: Path) -> None:
     server.answer = failing
-    result = generate(corpus, "m", tmp_path / "out.jsonl", "--endpoint", server.url, "--timeout", "1", "--concurrency", "4")
+    result = generate(
+        corpus, "m", tmp_path / "out.jsonl", "--endpoint", server.url, "--timeout", "1", "--concurrency", "4"
+    )
     assert result.code == 0, result.stderr
     given, found = rows_of(corpus), rows_of(tmp_path / "out.jsonl")
     assert [row["id"] for row in found] == [row["id"] for row in given]
     for row, asked in zip(found, given, strict=True):
-        assert (row["prompt"], row["response"], row["finish"]) == (asked["prompt"], f"You said: {asked['prompt']}", "stop")
+        assert (row["prompt"], row["response"], row["finish"]) == (
+            asked["prompt"],
+            f"You said: {asked['prompt']}",
+            "stop",
+        )
         assert row["label"] == str(asked["label"])
     n_failed = sum(1 for number in range(len(server.asked)) if number % 5 == 0)
     assert len(server.asked) - n_failed == len(given)
@@ -121,9 +127,7 @@ def test_refusal_of_all_requests_is_one_line(status: int, server: Server, corpus
         (completion(None, "content_filter"), (None, None, "content_filter")),
     ],
 )
-def test_thinking_is_told_apart(
-    content: bytes, told: tuple[object, ...], server: Server, tmp_path: Path
-) -> None:
+def test_thinking_is_told_apart(content: bytes, told: tuple[object, ...], server: Server, tmp_path: Path) -> None:
     corpus = write_jsonl(tmp_path / "one.jsonl", [{"id": "a", "prompt": "Hello", "thinking": "old", "response": "old"}])
     server.answer = lambda number, body: content
     at = ("--endpoint", server.url, "--max-new-tokens", "9", "--regenerate-thinking")
