@@ -149,7 +149,7 @@ class _Following:
             decoded = self._decode(ids_BT) if self._decode is not None else {}
         self._masks = {}
         for word in {*self._prompts, *decoded, GENERATED}:
-            mask_BT = decoded[word].cpu() & new_BT if word in decoded else new_BT & (word == GENERATED)
+            mask_BT = decoded[word].cpu() & new_BT if word in decoded else new_BT & (GENERATED in word.split(","))
             masks_PS = self._prompts.get(word)
             if masks_PS is not None:
                 within_BT = position_BT.clamp(0, masks_PS.shape[1] - 1)

@@ -197,10 +197,10 @@ def test_what_changes_parts_does_not_hide_them(model: PreTrainedModel) -> None:
     """Inside a context that changes every part of a block, the parts of the block are still found."""
     factors = {(0, 1): 0.0}
     once = values_at(model, scale_heads(model, factors))
-    with ablate(model, VECTOR, layers=[2]), steer(model, VECTOR, site="attn_out", layers=[2]):
+    with steer(model, VECTOR, site="attn_out", layers=[0]), ablate(model, VECTOR, sites=["mlp_out"], layers=[0]):
         twice = values_at(model, scale_heads(model, factors))
     assert torch.equal(once["z/0"], twice["z/0"])
-    assert not torch.equal(once["attn_out/2"], twice["attn_out/2"])
+    torch.testing.assert_close(twice["attn_out/0"], once["attn_out/0"] + torch.tensor(VECTOR), rtol=1e-5, atol=1e-5)
 
 
 class _StopError(Exception):
