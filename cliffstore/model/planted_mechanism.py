@@ -15,7 +15,7 @@ A head is one of three kinds.
 
 The closed form follows these rules token by token in float64: weights over sources and sinks from their logits, a mean
 for idle heads, one product for each write. No attention matrix over the text, no rotary embedding, no turned basis, no
-torch. What it leaves out is the attention to tokens that are neither source nor sink, below e^-17 each.
+torch. What it leaves out is the attention to tokens that are neither source nor sink, below e^-15 each.
 
 Legend: T tokens, F features (as many as the model is wide), S sources and sinks, L layers, H heads.
 Cost: O(L·H·T·S), milliseconds for a prompt.
@@ -37,7 +37,7 @@ Floats = npt.NDArray[np.float64]
 EPSILON = 1e-6
 """Of RMSNorm."""
 HEAD_WIDTH = 16
-SOURCE_LOGIT, SINK_LOGIT = 32.0, 17.0
+SOURCE_LOGIT, SINK_LOGIT = 28.0, 15.0
 
 
 class Feature(IntEnum):
@@ -52,11 +52,12 @@ class Feature(IntEnum):
     AFTER_ASSISTANT = 6
     CLOSED = 7
     WORD = 8
+    BALLAST = 9
 
 
-SCRATCH = tuple(range(9, 17))
-CODE = tuple(range(17, 25))
-FIRST_TOKEN = 25
+SCRATCH = tuple(range(10, 18))
+CODE = tuple(range(18, 26))
+FIRST_TOKEN = 26
 
 
 @dataclass(frozen=True, slots=True)
