@@ -173,6 +173,9 @@ class ScoreConfig(StoreConfig):
     probe: Annotated[tuple[str, ...], BeforeValidator(_one_is_enough)] = Field(
         min_length=1, description="names of probes; all means every probe of the store"
     )
+    model: str | None = Field(
+        default=None, description="model alias to score, where it is not the probe's own: as PROBE.ALIAS"
+    )
     executor: Literal["auto", "local", "ray"] = "auto"
     actors: int | None = Field(default=None, ge=1)
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cliffstore.config import ExtractConfig, check_name
+from cliffstore.config import ExtractConfig
 from cliffstore.errors import ConfigError, ProbeError
 from cliffstore.extract.job import LiveProbe
 from cliffstore.model.identity import ModelSource
 from cliffstore.model.sites import arrays_of
 from cliffstore.run.captures import choose_dtype, draft_capture
-from cliffstore.schema import ArrayIdentity, Interventions, ProbeDocument, model_key
+from cliffstore.run.lent_probes import held_as, lent
+from cliffstore.schema import ArrayIdentity, CaptureDocument, Interventions, ProbeDocument, model_key
 from cliffstore.store import layout
 from cliffstore.store.objects import ObjectStore
 from cliffstore.store.probes import ProbeWeights, read_probe, write_probe
@@ -37,12 +38,19 @@ class FoundProbe:
 
 
 def find_probes(
-    config: ExtractConfig, source: ModelSource, interventions: Interventions | None = None
+    config: ExtractConfig,
+    source: ModelSource,
+    interventions: Interventions | None = None,
+    captures: Sequence[CaptureDocument] = (),
 ) -> list[FoundProbe]:
     """Return the probes that `--probe` names: of the store by name, of another store as `<store>/probes/<name>`.
 
     Scores under interventions are others than those of the bare model, so a probe that was fitted without them gives
-    them under a name of their own: `<name>.<model alias>`.
+    them under a name of their own (see `lent_probes.py`).
+
+    Parameters
+    ----------
+    captures : of the store
 
     Raises
     ------
@@ -50,7 +58,7 @@ def find_probes(
         There is no such probe, or it was fitted on another model, dtype, under other interventions or on a probe of
         the same name.
     """
-    found = [_find(config, source, given, interventions) for given in dict.fromkeys(config.probe)]
+    found = [_find(config, source, given, interventions, captures) for given in dict.fromkeys(config.probe)]
     names = [one.document.name for one in found]
     if len(set(names)) < len(names):
         raise ConfigError(f"--probe: two of them are called {max(names, key=names.count)!r}")
@@ -81,10 +89,17 @@ def read_named_probe(given: str, url: str, options: Mapping[str, object]) -> tup
     return *read_probe(other, name), True
 
 
-def _find(config: ExtractConfig, source: ModelSource, given: str, interventions: Interventions | None) -> FoundProbe:
-    store = ObjectStore(config.store, config.storage_options)
+def _find(
+    config: ExtractConfig,
+    source: ModelSource,
+    given: str,
+    interventions: Interventions | None,
+    captures: Sequence[CaptureDocument],
+) -> FoundProbe:
     document, weights, is_foreign = read_named_probe(given, config.store, config.storage_options)
     changes = interventions.digest if interventions is not None else None
+    if document.changes == changes and not is_foreign:
+        return FoundProbe(document, weights, in_store=True)
     if document.changes != changes:
         if document.interventions is not None or interventions is None:
             raise ProbeError(
@@ -92,34 +107,12 @@ def _find(config: ExtractConfig, source: ModelSource, given: str, interventions:
                 f"{'interventions' if interventions is None else 'other interventions'}: "
                 f"{'give them with --intervene' if interventions is None else 'give the same, or another probe'}"
             )
-        document = _under_interventions(config, source, document, interventions)
-    elif not is_foreign:
-        return FoundProbe(document, weights, in_store=True)
-    name = document.name
-    in_store = store.exists(layout.probe_document(name))
-    if in_store:
-        held = read_probe(store, name)[0]
-        if held.digest != document.digest:
-            raise ProbeError(
-                f"store {config.store} has another probe {name!r} already, with other weights than {given}"
-            )
-        if held.changes != document.changes:
-            raise ProbeError(
-                f"store {config.store} has a probe {name!r} already, of other interventions: give another --model-alias"
-            )
-    return FoundProbe(document, weights, in_store)
-
-
-def _under_interventions(
-    config: ExtractConfig, source: ModelSource, document: ProbeDocument, interventions: Interventions
-) -> ProbeDocument:
-    """Return the probe as it scores a model under interventions: the same weights, and another name."""
-    name = check_name(f"{document.name}.{config.model_alias}", "probe")
-    arrays = arrays_of(document.model, [document.site], [document.layer])
-    capture = draft_capture(config, source, arrays, interventions).name
-    return document.model_copy(
-        update={"name": name, "alias": config.model_alias, "capture": capture, "interventions": interventions}
-    )
+        arrays = arrays_of(document.model, [document.site], [document.layer])
+        stored = [one.capture for one in captures if one.alias == config.model_alias and arrays[0] in one.arrays]
+        name = stored[0] if stored else draft_capture(config, source, arrays, interventions).name
+        document = lent(document, config.model_alias, name, interventions)
+    held = held_as(ObjectStore(config.store, config.storage_options), document)
+    return FoundProbe(held or document, weights, held is not None)
 
 
 def arrays_to_read(probes: Sequence[FoundProbe]) -> list[ArrayIdentity]:

@@ -282,6 +282,13 @@ def test_scores_under_interventions_have_a_name_of_their_own(
     assert len(joined) == len(plain)
     assert np.abs(found - np.array([row["score"] for row in plain])).max() > 0.01
     assert ok("sql", copy, of_the_model, "--json").json == plain
+    ok("score", copy, "--probe", "rude", "--model", "tree")  # the same from stored vectors, with no model
+    stored = ok(
+        "sql", copy, "SELECT score FROM scores WHERE probe = 'rude.tree' ORDER BY example, position", "--json"
+    ).json
+    np.testing.assert_allclose([row["score"] for row in stored], found, rtol=1e-4, atol=1e-5)
+    assert ok("sql", copy, of_the_model, "--json").json == plain
+    assert run_cli("score", copy, "--probe", "all", "--model", "tree").code == 2
     ok("cliff", copy, "--probe", "rude.live")
     assert run_cli("verify", copy).code == 0
     receipt = next((copy / "scores" / "rude.live").glob("*.parquet"))
