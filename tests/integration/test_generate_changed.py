@@ -29,7 +29,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Planted, Path]:
 
 @pytest.fixture(scope="module")
 def corpus(planted: tuple[Planted, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    rows = rows_of(planted[1] / "corpus.jsonl")[:30]
+    rows = rows_of(planted[1] / "corpus.jsonl")[:20]
     assert len({row["kind"] for row in rows}) == 3
     return write_jsonl(tmp_path_factory.mktemp("corpus") / "rows.jsonl", rows)
 
@@ -57,7 +57,7 @@ def test_suppressors_off(
     """At the template's positions too, some of which the model writes itself where thinking is generated."""
     more = ("--regenerate-thinking",) if thinking == "regenerated" else ()
     truth = planted[0].truth
-    for size in ("1", "16"):
+    for size in ("5", "16"):
         found = answers(planted, corpus, tmp_path, steps(planted[0], positions), *more, "--batch-size", size)
         for row in found:
             wanted = truth.compliance if row["kind"] == "benign" else truth.refusal
