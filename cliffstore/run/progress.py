@@ -98,8 +98,8 @@ class Tally:
         return f"{failed}{pieces}{rate}"
 
     def left(self) -> str:
-        """Return the time that is left at the rate so far, for people; empty where that is not known."""
-        rate = self.pieces_per_second
+        """Return the time that is left at the rate so far, for people; empty where pieces are no measure of it."""
+        rate = self.pieces_per_second if self.noun == "examples" else 0.0
         return f", about {self.queue_depth / rate:,.0f} s left" if rate and self.queue_depth else ""
 
 
