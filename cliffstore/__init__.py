@@ -13,6 +13,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from cliffstore.config import ExtractConfig
     from cliffstore.errors import CliffstoreError, UserError
+    from cliffstore.run.generating import GenerateReport, generate
+    from cliffstore.run.planting import plant_folder
     from cliffstore.run.stages import ExtractReport, extract
     from cliffstore.run.store import Store
     from cliffstore.store.activations import Activations
@@ -28,9 +30,12 @@ _HOMES = {
     "UserError": "cliffstore.errors",
     "ExtractConfig": "cliffstore.config",
     "ExtractReport": "cliffstore.run.stages",
+    "GenerateReport": "cliffstore.run.generating",
     "QueryLimits": "cliffstore.store.session",
     "Store": "cliffstore.run.store",
     "extract": "cliffstore.run.stages",
+    "generate": "cliffstore.run.generating",
+    "plant_folder": "cliffstore.run.planting",
 }
 
 __all__ = [
@@ -40,11 +45,14 @@ __all__ = [
     "CliffstoreError",
     "ExtractConfig",
     "ExtractReport",
+    "GenerateReport",
     "QueryLimits",
     "Store",
     "UserError",
     "__version__",
     "extract",
+    "generate",
+    "plant_folder",
 ]
 
 
