@@ -14,8 +14,9 @@ import pytest
 from commands import Result, run_cli, snapshot
 from conftest import SELECTION, Built
 
-from cliffstore.errors import EndpointError, SelectionError
-from cliffstore.publish.endpoint import ATTEMPTS, KEY_VARIABLE, Endpoint
+from cliffstore.errors import EndpointError, EndpointRefusedError
+from cliffstore.publish.completions import ATTEMPTS, KEY_VARIABLE, Endpoint
+from cliffstore.publish.endpoint import learnt
 
 KEY = "sk-very-secret-0123456789"
 Answer = tuple[int, object]
@@ -75,7 +76,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cliffstore.publish.endpoint._LONGEST_WAIT", 0.01)
+    monkeypatch.setattr("cliffstore.publish.completions._LONGEST_WAIT", 0.01)
 
 
 def export(built: Built, served: Served, out: Path, *more: str | Path) -> Result:
@@ -118,7 +119,7 @@ def test_key_is_in_nothing_that_is_written_or_said(built: Built, served: Served,
         assert KEY not in result.text + result.stderr
     assert not any(KEY.encode() in (content or b"") for content in snapshot(tmp_path).values())
     assert not (tmp_path / "refused").exists()
-    assert KEY not in repr(Endpoint.check(served.url, "m", 1))
+    assert KEY not in repr(Endpoint.check(served.url, "m"))
 
 
 def test_key_does_not_follow_a_redirect(built: Built, served: Served, tmp_path: Path) -> None:
@@ -145,29 +146,29 @@ def test_what_was_answered_before_a_failure_is_kept(built: Built, served: Served
 @pytest.mark.parametrize("status", [429, 500, 503])
 def test_what_passes_by_itself_is_tried_again(status: int, served: Served) -> None:
     served.answer = lambda number, body: (status, {}) if number < ATTEMPTS - 1 else said("No.")
-    endpoint = Endpoint.check(served.url, "m", 16)
-    assert endpoint.ask(endpoint.body([]), Event()) == "No."
+    endpoint = Endpoint.check(served.url, "m")
+    assert endpoint.ask(endpoint.body([], 16), Event()).text == "No."
     assert len(served.asked) == ATTEMPTS
 
 
 def test_attempts_have_an_end(served: Served) -> None:
     served.answer = lambda number, body: (500, {})
-    endpoint = Endpoint.check(served.url, "m", 16)
+    endpoint = Endpoint.check(served.url, "m")
     with pytest.raises(EndpointError, match=f"500, {ATTEMPTS} times"):
-        endpoint.ask(endpoint.body([]), Event())
+        endpoint.ask(endpoint.body([], 16), Event())
     assert len(served.asked) == ATTEMPTS
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"choices": []}', b'{"choices": [{"message": 3}]}'])
 def test_no_completion_is_no_answer(content: bytes, served: Served) -> None:
     served.answer = lambda number, body: (200, content)
-    endpoint = Endpoint.check(served.url, "m", 16)
+    endpoint = Endpoint.check(served.url, "m")
     with pytest.raises(EndpointError, match="no chat completion"):
-        endpoint.ask(endpoint.body([]), Event())
+        endpoint.ask(endpoint.body([], 16), Event())
 
 
 @pytest.mark.parametrize(
-    ("text", "finish", "learnt"),
+    ("text", "finish", "taught"),
     [
         ("<think>Hm.</think>\n\nNo.", "stop", "No."),
         ("No, beca", "length", None),
@@ -175,10 +176,10 @@ def test_no_completion_is_no_answer(content: bytes, served: Served) -> None:
         ("  ", "stop", None),
     ],
 )
-def test_what_is_learnt_of_an_answer(text: str | None, finish: str, learnt: str | None, served: Served) -> None:
+def test_what_is_learnt_of_an_answer(text: str | None, finish: str, taught: str | None, served: Served) -> None:
     served.answer = lambda number, body: said(text, finish)
-    endpoint = Endpoint.check(served.url, "m", 16)
-    assert endpoint.ask(endpoint.body([]), Event()) == learnt
+    endpoint = Endpoint.check(served.url, "m")
+    assert learnt(endpoint.ask(endpoint.body([], 16), Event())) == taught
 
 
 def test_examples_without_an_answer_are_left_out_and_counted(built: Built, served: Served, tmp_path: Path) -> None:
@@ -223,10 +224,10 @@ def test_answers_that_are_none_are_refused(built: Built, served: Served, tmp_pat
 
 
 def test_endpoint_of_no_one_is_an_error_of_its_own(served: Served) -> None:
-    endpoint = Endpoint.check("http://127.0.0.1:9/v1", "m", 16)
+    endpoint = Endpoint.check("http://127.0.0.1:9/v1", "m")
     with pytest.raises(EndpointError, match="does not answer"):
-        endpoint.ask(endpoint.body([]), Event())
+        endpoint.ask(endpoint.body([], 16), Event())
     served.answer = lambda number, body: (404, {"error": {"message": "no such model\n\x1b[31m"}})
-    endpoint = Endpoint.check(served.url, "m", 16)
-    with pytest.raises(SelectionError, match=r"404 \(no such model  \[31m\)"):
-        endpoint.ask(endpoint.body([]), Event())
+    endpoint = Endpoint.check(served.url, "m")
+    with pytest.raises(EndpointRefusedError, match=r"404 \(no such model  \[31m\)"):
+        endpoint.ask(endpoint.body([], 16), Event())
