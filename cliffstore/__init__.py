@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from cliffstore.config import ExtractConfig
     from cliffstore.errors import CliffstoreError, UserError
+    from cliffstore.run.judging import JudgeReport, judge
     from cliffstore.run.stages import ExtractReport, extract
     from cliffstore.run.store import Store
     from cliffstore.store.activations import Activations
@@ -28,9 +29,11 @@ _HOMES = {
     "UserError": "cliffstore.errors",
     "ExtractConfig": "cliffstore.config",
     "ExtractReport": "cliffstore.run.stages",
+    "JudgeReport": "cliffstore.run.judging",
     "QueryLimits": "cliffstore.store.session",
     "Store": "cliffstore.run.store",
     "extract": "cliffstore.run.stages",
+    "judge": "cliffstore.run.judging",
 }
 
 __all__ = [
@@ -40,11 +43,13 @@ __all__ = [
     "CliffstoreError",
     "ExtractConfig",
     "ExtractReport",
+    "JudgeReport",
     "QueryLimits",
     "Store",
     "UserError",
     "__version__",
     "extract",
+    "judge",
 ]
 
 

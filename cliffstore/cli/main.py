@@ -24,6 +24,7 @@ from cliffstore.cli import (
     extraction,
     heads,
     inspection,
+    judging,
     pipeline,
     probes,
     publication,
@@ -52,6 +53,7 @@ for module in (
     clipping,
     heads,
     publication,
+    judging,
     pipeline,
 ):
     module.add_to(app)

@@ -96,10 +96,17 @@ class Refusals:
         return found[0] if found else None
 
 
-def answer_in(response: str) -> str:
-    """Return the beginning of what a response answers: without thinking; empty where thinking is all that it holds."""
+def answer_in(response: str, *, whole: bool = False) -> str:
+    """Return what a response answers, without thinking; empty where thinking is all that it holds.
+
+    Parameters
+    ----------
+    whole : all of it, not only as much as is looked at here
+    """
     answer = _THINKING_ENDS.sub("", response)
-    return "" if _THINKING_BEGINS.match(answer) else answer.strip()[:LOOKED_AT]
+    if _THINKING_BEGINS.match(answer):
+        return ""
+    return answer.strip() if whole else answer.strip()[:LOOKED_AT]
 
 
 def read_phrases(path: str) -> tuple[str, ...]:
