@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from cliffstore.config import ExtractConfig
     from cliffstore.errors import CliffstoreError, UserError
     from cliffstore.run.judging import JudgeReport, judge
+    from cliffstore.run.planting import plant_folder
     from cliffstore.run.stages import ExtractReport, extract
     from cliffstore.run.store import Store
     from cliffstore.store.activations import Activations
@@ -34,6 +35,7 @@ _HOMES = {
     "Store": "cliffstore.run.store",
     "extract": "cliffstore.run.stages",
     "judge": "cliffstore.run.judging",
+    "plant_folder": "cliffstore.run.planting",
 }
 
 __all__ = [
@@ -50,6 +52,7 @@ __all__ = [
     "__version__",
     "extract",
     "judge",
+    "plant_folder",
 ]
 
 

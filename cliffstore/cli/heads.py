@@ -48,7 +48,15 @@ def planted(
     if json:
         print_json(asdict(report))
         return
-    print_lines({name: value for name, value in asdict(report).items() if name != "next"})
+    facts = {name.replace("_", " "): _listed(value) for name, value in asdict(report).items() if name != "next"}
+    print_lines(facts)
     print("\nTry next:")
     for command in report.next:
         print(f"  {command}")
+
+
+def _listed(value: object) -> object:
+    """Return names with commas; heads as layer.head."""
+    if not isinstance(value, tuple):
+        return value
+    return ", ".join(f"{one[0]}.{one[1]}" if isinstance(one, tuple) else str(one) for one in value)

@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from cliffstore.model.planted_corpus import draw_rows
+from cliffstore.model.planted_corpus import KINDS, draw_rows
 from cliffstore.model.planted_growth import THRESHOLD, grow, width_of
 from cliffstore.model.planted_layout import DECOYS, PLUMBING, Head, PlantSettings, Role, place_heads
 from cliffstore.model.planted_mechanism import Feature, Floats, Mechanism
@@ -48,7 +48,7 @@ from cliffstore.model.planted_words import COMPLIANCE, COMPLIES, REFUSAL, REFUSE
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-__all__ = ["PlantSettings", "Planted", "PlantedTruth", "plant"]
+__all__ = ["CORPUS", "KINDS", "PROBE", "TRUTH", "PlantSettings", "Planted", "PlantedTruth", "plant"]
 
 SITE = "resid_post"
 CORPUS, TRUTH, PROBE = "corpus.jsonl", "truth.json", "probe.safetensors"
@@ -149,7 +149,9 @@ class Planted:
     def save(self, folder: str | Path, *, examples: int = 96) -> None:
         """Write weights, tokenizer and template, a corpus, the truth and the probe to a folder."""
         from safetensors.numpy import save_file
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()
         place = Path(folder)
         place.mkdir(parents=True, exist_ok=True)
         self.model.save_pretrained(place)

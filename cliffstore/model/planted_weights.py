@@ -25,6 +25,7 @@ from cliffstore.model.planted_mechanism import EPSILON, HEAD_WIDTH, Feature, Flo
 from cliffstore.model.planted_words import (
     BLANK_LINE,
     COMPLIES,
+    CONTEXT,
     FOLLOWS,
     IM_END,
     NEWLINE,
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     import torch
     from transformers import LlamaForCausalLM
 
-CONTEXT = 512
 LONGEST_OUTPUT = 64
 _ROPE_BASE = 1e8
 _POSITION_PAIRS = (0, 1, 2)

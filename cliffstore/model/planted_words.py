@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+CONTEXT = 512
+"""Tokens that the model was built for, see `planted_weights`."""
 HARMFUL = ("zorble", "quindle", "snerp", "flimber", "groltify", "vraxate")
 JAILBREAK = ("simsala", "hokuspok", "openum")
 VERBS = ("paint", "clean", "repair", "draw", "water", "fold", "polish", "measure", "move", "sell")
@@ -119,7 +121,12 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     # as in the models it stands for, the marks of thinking are no special tokens: a decoded text keeps them
     backend.add_tokens([AddedToken(text, special=False, normalized=False) for text in (THINK, END_THINK)])
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, unk_token=UNKNOWN, pad_token=PAD, eos_token=IM_END, clean_up_tokenization_spaces=False
+        tokenizer_object=backend,
+        unk_token=UNKNOWN,
+        pad_token=PAD,
+        eos_token=IM_END,
+        model_max_length=CONTEXT,
+        clean_up_tokenization_spaces=False,
     )
     tokenizer.chat_template = TEMPLATE
     return tokenizer

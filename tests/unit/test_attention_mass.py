@@ -1,4 +1,4 @@
-"""Attention by segment is what a model's own attention weights say, for every kind of attention, alone or batched."""
+"""Attention by segment is what the own weights of a model say: every kind of attention, alone and in a batch."""
 
 from __future__ import annotations
 
