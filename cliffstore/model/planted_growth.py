@@ -42,9 +42,12 @@ from cliffstore.model.planted_words import (
 
 CONSTANT, NAME, WORD, KIND = 6.0, 4.0, 2.0, 3.0
 """Amounts that embeddings have of the constant, of their own dimension, of being a word, of being a special word."""
+NORM = 9.0
+"""Of every embedding; ballast makes up for what is missing. The head that attends to the token before compares keys
+that differ by 7 %, so block 0 must see all tokens at one scale."""
 SEVERITY = (0.92, 1.08)
 """Harmful words differ: from the mildest to the worst, times KIND."""
-FLAG, MARK, DECOY, IDLE = 4.0, 3.0, 6.0, 0.5
+FLAG, MARK, DECOY, IDLE = 3.5, 3.0, 7.0, 0.5
 REFUSAL_AT_WORD, REFUSAL = 3.0, 6.0
 """Of the refusal direction: what the MLP writes at a harmful word, and what writers carry to every later token."""
 THRESHOLD = 3.0
@@ -125,6 +128,7 @@ def _embedding(settings: PlantSettings, width: int) -> Floats:
             row_F[Feature.HARMFUL] = KIND * severity
         if word in JAILBREAK:
             row_F[Feature.JAILBREAK] = KIND
+    x_VF[:, Feature.BALLAST] = np.sqrt(NORM**2 - np.sum(x_VF**2, axis=1))
     return x_VF
 
 

@@ -43,8 +43,8 @@ LONGEST_OUTPUT = 64
 _ROPE_BASE = 1e8
 _POSITION_PAIRS = (0, 1, 2)
 _SOURCE_PAIR, _SINK_PAIR = 7, 6
-_POSITION_LOGIT = 150.0
-"""Of each position pair: a gap of 150 · 0.19 to the second best token."""
+_POSITION_LOGIT = 10.0
+"""Of each position pair, times the squared constant as block 0 sees it, 28: a gap of 57 to the second best token."""
 _NEXT_LOGIT = 40.0
 _ANSWER_LOGIT = 2.5
 """What a score of one adds to `I` and takes from `Sure`."""
