@@ -75,6 +75,13 @@ def extract(
     actors: Annotated[int | None, typer.Option(help="Ray actors. Default: one a GPU, else one a node.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda ...")] = None,
     adapter: Annotated[str | None, typer.Option(help="PEFT adapter over the model: folder or hub name.")] = None,
+    intervene: Annotated[
+        str | None,
+        typer.Option(
+            help="YAML or JSON file of interventions: heads scaled, directions taken out, vectors added; needs "
+            "--model-alias."
+        ),
+    ] = None,
     gpus_per_actor: Annotated[int | None, typer.Option(help="GPUs that one copy of the model is spread over.")] = None,
     passes: Annotated[
         str | None, typer.Option(help="auto, tree, padded: how forward passes are made. Default: measured.")
@@ -116,6 +123,7 @@ def extract(
         "positions": positions,
         "probe": tuple(probe) if probe else None,
         "adapter": adapter,
+        "intervene": intervene,
         "gpus_per_actor": gpus_per_actor,
         "passes": passes,
         "pass_tokens": pass_tokens,

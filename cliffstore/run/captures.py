@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -12,7 +12,15 @@ from cliffstore import __version__
 from cliffstore.config import ExtractConfig
 from cliffstore.errors import ModelError, StoreError
 from cliffstore.model.identity import ModelSource
-from cliffstore.schema import ArrayIdentity, CaptureDocument, Dtype, ModelIdentity, PassSettings, model_key
+from cliffstore.schema import (
+    ArrayIdentity,
+    CaptureDocument,
+    Dtype,
+    Interventions,
+    ModelIdentity,
+    PassSettings,
+    model_key,
+)
 from cliffstore.store.arrays import STORED_DTYPE, ArraySpec
 from cliffstore.store.reader import compact_ranges
 
@@ -26,11 +34,17 @@ class CaptureDraft:
     model: ModelIdentity
     arrays: tuple[ArrayIdentity, ...]
     dtype: Dtype
+    interventions: Interventions | None = None
 
     @property
     def specs(self) -> list[ArraySpec]:
         """The arrays that it fills."""
         return [ArraySpec(self.alias, array.site, array.layer, tuple(array.shape), self.dtype) for array in self.arrays]
+
+    @property
+    def changes(self) -> str | None:
+        """The digest of the interventions, None without any."""
+        return self.interventions.digest if self.interventions is not None else None
 
     @property
     def bytes_per_row(self) -> int:
@@ -46,20 +60,29 @@ class CaptureDraft:
             arrays=list(self.arrays),
             dtype=self.dtype,
             passes=passes,
+            interventions=self.interventions,
             cliffstore_version=__version__,
         )
 
 
-def draft_capture(config: ExtractConfig, source: ModelSource, arrays: Sequence[ArrayIdentity]) -> CaptureDraft:
+def draft_capture(
+    config: ExtractConfig,
+    source: ModelSource,
+    arrays: Sequence[ArrayIdentity],
+    interventions: Interventions | None = None,
+) -> CaptureDraft:
     """Name a capture. Raises `ModelError` where the model's dtype is none that is stored."""
     dtype = choose_dtype(config, source)
-    named: Mapping[str, object] = {
+    named: dict[str, object] = {
         "alias": config.model_alias,
         "model": model_key(source.identity, dtype),
         "arrays": [array.model_dump() for array in arrays],
     }
+    if interventions is not None:
+        named["interventions"] = interventions.digest
     digest = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
-    return CaptureDraft(f"capture-{digest[:12]}", config.model_alias, source.identity, tuple(arrays), dtype)
+    name = f"capture-{digest[:12]}"
+    return CaptureDraft(name, config.model_alias, source.identity, tuple(arrays), dtype, interventions)
 
 
 def choose_dtype(config: ExtractConfig, source: ModelSource) -> Dtype:
@@ -70,20 +93,29 @@ def choose_dtype(config: ExtractConfig, source: ModelSource) -> Dtype:
     return cast(Dtype, dtype)
 
 
-def find_held(url: str, draft: CaptureDraft, held: Sequence[CaptureDocument]) -> CaptureDocument | None:
-    """Return the capture that is there already, None where it is a new one.
-
-    Raises
-    ------
-    StoreError
-        The alias belongs to another model, or another capture has one of the arrays.
-    """
+def check_alias(url: str, draft: CaptureDraft, held: Sequence[CaptureDocument]) -> None:
+    """Raise `StoreError` where an alias belongs to another model, or to the same one with other changes."""
     for other in (one for one in held if one.alias == draft.alias and one.capture != draft.name):
         if model_key(other.model, other.dtype) != model_key(draft.model, draft.dtype):
             raise StoreError(
                 f"store {url}: model alias {draft.alias!r} belongs to another model or dtype ({other.model.name}, "
                 f"{other.dtype}): give another --model-alias"
             )
+        if other.changes != draft.changes:
+            of = "other interventions" if other.interventions else "the model without interventions"
+            raise StoreError(f"store {url}: model alias {draft.alias!r} belongs to {of}: give another --model-alias")
+
+
+def find_held(url: str, draft: CaptureDraft, held: Sequence[CaptureDocument]) -> CaptureDocument | None:
+    """Return the capture that is there already, None where it is a new one.
+
+    Raises
+    ------
+    StoreError
+        The alias belongs to another model or other interventions, or another capture has one of the arrays.
+    """
+    check_alias(url, draft, held)
+    for other in (one for one in held if one.alias == draft.alias and one.capture != draft.name):
         taken = {(one.site, one.layer) for one in other.arrays} & {(one.site, one.layer) for one in draft.arrays}
         if taken:
             layers = compact_ranges(sorted({layer for _, layer in taken}))

@@ -67,9 +67,8 @@ def extraction_of(
         }
     )
     identity = found.source.identity
-    draft = draft_capture(
-        config, found.source, arrays_of(identity, config.sites, parse_layers(config.layers, identity.n_layers))
-    )
+    arrays = arrays_of(identity, config.sites, parse_layers(config.layers, identity.n_layers))
+    draft = draft_capture(config, found.source, arrays, capture.interventions)
     if draft.name != capture.capture:
         raise StoreError(f"capture {capture.capture} was made by a cliffstore that names captures in another way")
     return config
