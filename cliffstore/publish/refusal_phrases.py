@@ -26,7 +26,9 @@ _UNABLE = (
         _any("am", "are")
         + " "
         + _any("unable to|not able to|not going to|not willing to|not allowed to|not permitted to"),
-        "do not feel comfortable|am not comfortable|am uncomfortable",
+        "do not feel comfortable|am not comfortable|am uncomfortable|am not capable of|am incapable of",
+        "am not (?:equipped|designed|programmed|built|made|here|in a position) to",
+        "(?:do not have|lack) (?:the |any )?(?:capability|capacity|ability|authority|permission|means) to",
     )
     + f" {_HOW}*"
 )
@@ -131,7 +133,7 @@ OPENERS = re.compile(
         "unfortunately|regrettably|sadly|i am afraid(?: that)?|i fear(?: that)?|with (?:all due )?respect|to be clear",
         "i understand|i appreciate it|thank you|thanks|that being said|that said|even so|at the same time",
         "(?:for|because of) (?:that|this|these) reasons?",
-        r"as (?:an ai|a (?:large )?language model|a responsible \w+|an assistant)\b[^,]{0,60},?(?= i| we)",
+        r"as (?:an ai|a chatbot|a (?:large )?language model|a responsible \w+|an assistant)\b[^,]{0,60},?(?= i| we)",
         "i am (?:just |only )?an? (?:ai|assistant|language model)[^,]{0,40}? and(?= i| we)",
         "so|but|however|and|though|yet|still|therefore|thus|hence|because|since|as",
     )

@@ -152,7 +152,13 @@ def _capture_of(reader: StoreReader, alias: str | None) -> CaptureDocument:
         raise StoreError(f"say which model with --model-alias; the store has: {', '.join(sorted(captures))}")
     if alias is not None and alias not in captures:
         raise StoreError(f"store {reader.url} has no model {alias!r}; it has: {', '.join(sorted(captures))}")
-    return captures[alias] if alias is not None else next(iter(captures.values()))
+    capture = captures[alias] if alias is not None else next(iter(captures.values()))
+    if capture.interventions is not None:
+        raise StoreError(
+            f"model {capture.alias!r} of store {reader.url} was changed while it ran, and attention is read of models "
+            "as they are: choose another with --model-alias"
+        )
+    return capture
 
 
 def _measure(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from commands import ok, run_cli, snapshot, write_jsonl
+from quick import quick_runs
 
 import cliffstore
 from cliffstore.model.planted_words import JAILBREAK
@@ -30,6 +32,12 @@ class Planted:
     def gate(self) -> str:
         (gate,) = self.truth["gates"]
         return f"{gate[0]}:{gate[1]}"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick() -> Iterator[None]:
+    with quick_runs():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -172,3 +180,18 @@ def test_mistake_is_one_line(options: tuple[str, ...], told: str, planted: Plant
     assert (result.code, len(lines)) == (2, 1), result.stderr
     assert told in lines[0]
     assert sorted(snapshot(planted.store)) == before
+
+
+def test_changed_model_is_refused(planted: Planted, tmp_path: Path) -> None:
+    """Its heads would be those of the model as it is, under the name of another."""
+    corpus = write_jsonl(tmp_path / "one.jsonl", [{"prompt": "Please explain how to water a chair."}])
+    steps = write_jsonl(tmp_path / "steps.json", [{"steps": [{"kind": "scale_heads", "heads": [[4, 0, 0.0]]}]}])
+    to = ("--model", planted.folder, "--store", tmp_path / "store")
+    ok("extract", corpus, *to)
+    ok("extract", *to, "--intervene", steps, "--model-alias", "changed")
+    at = ("heads", "attention", tmp_path / "store", "--model", planted.folder, "--heads", "0:0")
+    several = run_cli(*at)
+    assert (several.code, "changed, main" in several.stderr) == (2, True)
+    changed = run_cli(*at, "--model-alias", "changed")
+    assert (changed.code, "was changed while it ran" in changed.stderr) == (2, True)
+    assert ok(*at, "--model-alias", "main", "--json").json["examples"] == 1
