@@ -185,6 +185,7 @@ def neuron_output(neuron: NeuronRule, hat_T: Floats) -> Floats:
     return gate_T / (1 + np.exp(-gate_T)) * (neuron.up * hat_T) * neuron.down
 
 
-def with_amounts(rule: HeadRule, factor: float) -> HeadRule:
-    """Return a rule that reads `factor` times as much."""
-    return replace(rule, writes=tuple(Write(write.read_F * factor, write.to) for write in rule.writes))
+def with_factors(rule: HeadRule, factors: Sequence[float]) -> HeadRule:
+    """Return a rule whose channels read so many times as much."""
+    pairs = zip(rule.writes, factors, strict=True)
+    return replace(rule, writes=tuple(Write(write.read_F * factor, write.to) for write, factor in pairs))

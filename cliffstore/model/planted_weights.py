@@ -89,13 +89,11 @@ def build_model(settings: PlantSettings, mechanism: Mechanism, reference: Sequen
         _put(model.model.embed_tokens.weight, mechanism.embedding_VF @ turn_FD)
         for rule in mechanism.rules:
             _put_head(model, rule, mechanism.sink, turn_FD, settings)
-        for neuron in mechanism.neurons:
+        for at, neuron in enumerate(mechanism.neurons):
             mlp = model.model.layers[neuron.layer].mlp
-            # the one at work is somewhere in the middle, the others are zero
-            at = (3 + 5 * neuron.layer) % _NEURONS
-            _put(mlp.gate_proj.weight[at], neuron.gate * turn_FD[neuron.reads])
-            _put(mlp.up_proj.weight[at], neuron.up * turn_FD[neuron.reads])
-            _put(mlp.down_proj.weight[:, at], neuron.down * turn_FD[neuron.to])
+            _put(mlp.gate_proj.weight[at % _NEURONS], neuron.gate * turn_FD[neuron.reads])
+            _put(mlp.up_proj.weight[at % _NEURONS], neuron.up * turn_FD[neuron.reads])
+            _put(mlp.down_proj.weight[:, at % _NEURONS], neuron.down * turn_FD[neuron.to])
         _put(model.lm_head.weight, _readout(mechanism, reference, settings) @ turn_FD)
     model.generation_config = GenerationConfig(
         eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id, max_new_tokens=LONGEST_OUTPUT
