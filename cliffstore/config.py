@@ -51,14 +51,10 @@ def _split_at_commas(value: object) -> object:
     return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
 
 
-_TEXTS = WithJsonSchema({"anyOf": [{"type": "array", "items": {"type": "string"}}, {"type": "string"}]})
-"""What a configuration file may say where several are taken."""
-
-
 class ExtractConfig(Settings):
     """Everything that `cliffstore extract` can be told. Only `model` and `store` are required."""
 
-    corpus: Annotated[tuple[str, ...], BeforeValidator(_one_is_enough), _TEXTS] = Field(
+    corpus: Annotated[tuple[str, ...], BeforeValidator(_one_is_enough)] = Field(
         default=(), description="files, folders or URLs; without any, the store's plans"
     )
     append: bool = Field(default=False, description="add the corpus to a store that holds others")
@@ -68,7 +64,7 @@ class ExtractConfig(Settings):
     where: str | None = Field(default=None, description="SQL condition over corpus columns")
     limit: int | None = Field(default=None, ge=1)
     layers: str = Field(default="all", description="all, 0-29, or 8,16")
-    sites: Annotated[tuple[str, ...], BeforeValidator(_split_at_commas), _TEXTS] = ("resid_post",)
+    sites: Annotated[tuple[str, ...], BeforeValidator(_split_at_commas)] = ("resid_post",)
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     model_alias: str = "main"
     revision: str | None = None
@@ -76,9 +72,12 @@ class ExtractConfig(Settings):
     actors: int | None = Field(default=None, ge=1)
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps")
     adapter: str | None = Field(default=None, description="PEFT adapter over the model: local folder or hub name")
+    intervene: str | None = Field(
+        default=None, description="YAML or JSON file of interventions: what is changed while the model runs"
+    )
     gpus_per_actor: int = Field(default=1, ge=1, description="GPUs that one copy of the model is spread over")
     positions: str = Field(default="all", description="all, decision, think, last:N, stride:K, joined by commas")
-    probe: Annotated[tuple[str, ...], BeforeValidator(_one_is_enough), _TEXTS] = Field(
+    probe: Annotated[tuple[str, ...], BeforeValidator(_one_is_enough)] = Field(
         default=(), description="score with these probes and store no activation"
     )
     passes: Literal["auto", "tree", "padded"] = "auto"
@@ -102,6 +101,12 @@ class ExtractConfig(Settings):
     @classmethod
     def _alias_is_a_name(cls, value: str) -> str:
         return check_name(value, "model alias")
+
+    @model_validator(mode="after")
+    def _changed_models_have_a_name(self) -> ExtractConfig:
+        if self.intervene is not None and self.model_alias == "main":
+            raise ValueError("intervene makes another model of this one: say --model-alias, such as ablated, too")
+        return self
 
 
 class StoreConfig(Settings):
@@ -169,8 +174,11 @@ class ProbeConfig(StoreConfig):
 class ScoreConfig(StoreConfig):
     """Everything that `cliffstore score` can be told."""
 
-    probe: Annotated[tuple[str, ...], BeforeValidator(_one_is_enough), _TEXTS] = Field(
+    probe: Annotated[tuple[str, ...], BeforeValidator(_one_is_enough)] = Field(
         min_length=1, description="names of probes; all means every probe of the store"
+    )
+    model: str | None = Field(
+        default=None, description="model alias to score, where it is not the probe's own: as PROBE.ALIAS"
     )
     executor: Literal["auto", "local", "ray"] = "auto"
     actors: int | None = Field(default=None, ge=1)
@@ -188,10 +196,10 @@ class SelectConfig(StoreConfig):
     probe: str | None = None
     where: str | None = None
     min_plateau: float | None = Field(default=None, allow_inf_nan=False, description="a logit")
-    quota: Annotated[tuple[str, ...], BeforeValidator(_one_is_enough), _TEXTS] = Field(
+    quota: Annotated[tuple[str, ...], BeforeValidator(_one_is_enough)] = Field(
         default=(), description="COLUMN=50%, COLUMN=100 or COLUMN:VALUE=500: at most so many"
     )
-    dedupe: Annotated[tuple[str, ...], BeforeValidator(_one_is_enough), _TEXTS] = Field(
+    dedupe: Annotated[tuple[str, ...], BeforeValidator(_one_is_enough)] = Field(
         default=(), description="prompt:0.8, activation:0.98: no near-duplicates"
     )
     replace: bool = False
@@ -200,7 +208,7 @@ class SelectConfig(StoreConfig):
 class CliffConfig(StoreConfig):
     """Everything that `cliffstore cliff` can be told; with `select`, a selection is made of what was ranked."""
 
-    probe: Annotated[tuple[str, ...], BeforeValidator(_one_is_enough), _TEXTS] = Field(
+    probe: Annotated[tuple[str, ...], BeforeValidator(_one_is_enough)] = Field(
         min_length=1, description="names of probes; examples are shown by the cliffs of the first"
     )
     plateau: str = Field(default="mean", description="of the scores over the thinking: mean, median, max, q0.9")
@@ -221,7 +229,7 @@ class CliffConfig(StoreConfig):
 class CurveConfig(StoreConfig):
     """Everything that `cliffstore curve` can be told."""
 
-    probe: Annotated[tuple[str, ...], BeforeValidator(_one_is_enough), _TEXTS] = Field(
+    probe: Annotated[tuple[str, ...], BeforeValidator(_one_is_enough)] = Field(
         min_length=1, description="names of probes"
     )
     positions: str = Field(default="-64..0", description="distances from the decision position")
@@ -231,6 +239,58 @@ class CurveConfig(StoreConfig):
     level: float = Field(default=0.95, gt=0, lt=1, description="share of the resampled means that the band holds")
     seed: int = Field(default=0, ge=0)
     all_tokens: bool = Field(default=False, description="prompts, and examples without thinking, too")
+
+
+_KINDS_OF_OPTION = {
+    "group_by": ("curve", "cliffs"),
+    "where": ("curve", "cliffs"),
+    "positions": ("curve", "layers", "tokens"),
+    "resamples": ("curve",),
+    "level": ("curve",),
+    "seed": ("curve",),
+    "all_tokens": ("curve",),
+    "selection": ("cliffs",),
+    "example": ("tokens",),
+}
+
+
+class PlotConfig(StoreConfig):
+    """Everything that `cliffstore plot` can be told; which options a kind of plot has is in `_KINDS_OF_OPTION`."""
+
+    kind: Literal["curve", "cliffs", "layers", "tokens"]
+    output: str | None = Field(default=None, description="path or URL that ends in .png, .svg or .json")
+    probe: Annotated[tuple[str, ...], BeforeValidator(_one_is_enough)] = Field(
+        min_length=1, description="names of probes; one for layers and tokens"
+    )
+    group_by: str | None = None
+    where: str | None = None
+    positions: str | None = Field(
+        default=None, description="curve, tokens: distances from the decision; layers: a position that was tried"
+    )
+    resamples: int = Field(default=1_000, ge=0)
+    level: float = Field(default=0.95, gt=0, lt=1)
+    seed: int = Field(default=0, ge=0)
+    all_tokens: bool = False
+    selection: str | None = Field(default=None, description="whose examples are marked")
+    example: str | None = Field(default=None, description="id, or # and the number of the example")
+    theme: Literal["light", "dark"] = "light"
+    transparent: bool = Field(default=False, description="no ground")
+    title: str | None = None
+    width: int | None = Field(default=None, ge=100, le=4_000, description="of the plotting area, in pixels")
+    height: int | None = Field(default=None, ge=50, le=4_000)
+    scale: float = Field(default=2.0, gt=0, le=8, description="pixels of a PNG for one of these")
+
+    @model_validator(mode="after")
+    def _options_of_the_kind(self) -> PlotConfig:
+        for option, kinds in _KINDS_OF_OPTION.items():
+            if option in self.model_fields_set and getattr(self, option) is not None and self.kind not in kinds:
+                name = option.replace("_", "-")
+                raise ValueError(f"option {name} is of plot {' and '.join(kinds)}: {self.kind} has none, leave it out")
+        if self.kind in ("layers", "tokens") and len(self.probe) > 1:
+            raise ValueError(f"plot {self.kind} is of one probe, and {len(self.probe)} are given")
+        if self.kind == "tokens" and self.example is None:
+            raise ValueError("plot tokens is of one example: say --example and its id")
+        return self
 
 
 def parse_share(value: object) -> object:
@@ -290,6 +350,19 @@ class ExportConfig(StoreConfig):
         if self.validation is not None and self.output.endswith(".parquet"):
             raise ValueError("a validation part is a file of its own: output must be a folder, not a .parquet file")
         return self
+
+
+class ReportConfig(StoreConfig):
+    """Everything that `cliffstore report` can be told."""
+
+    output: str = Field(default="report.html", description="file; path or URL")
+    probe: Annotated[tuple[str, ...], BeforeValidator(_one_is_enough)] = Field(
+        default=(), description="names of probes, the first is shown first; default: those with scores"
+    )
+    group_by: str = Field(default="label", description="column of examples, or SQL expression: a curve for each value")
+    positions: str = Field(default="-64..0", description="distances from the decision position, of curves")
+    examples: int = Field(default=500, ge=1, description="examples that are shown one by one, at most")
+    seed: int = Field(default=0, ge=0, description="of the examples that are shown by chance, and of the bootstrap")
 
 
 class PipelineConfig(StoreConfig):

@@ -30,7 +30,8 @@ LAYERS: dict[str, set[str]] = {
 }
 """What each layer may import, besides itself."""
 GROUND_MODULES = {
-    "__init__", "access", "columns", "config", "contracts", "errors", "ranks", "records", "schema", "settings",
+    "__init__", "access", "columns", "config", "errors", "ranks", "records", "schema", "settings",
+    "text",
 }  # fmt: skip
 HEAVY = ("torch", "ray", "duckdb", "transformers", "zarr", "tensorstore", "sklearn", "pyarrow", "numpy")
 

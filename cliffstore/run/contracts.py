@@ -1,4 +1,4 @@
-"""The published contracts in a readable form: `python -m cliffstore.contracts FOLDER` writes them, a test holds them.
+"""The published contracts in a readable form; `python -m cliffstore.run.contracts FOLDER` writes them.
 
 `<document>.schema.json` is the JSON Schema of a document of the store, `<command>.config.schema.json` that of a job's
 configuration file, `<table>.table.json` and `README.md` the columns of every table. Documents may have further
@@ -22,10 +22,15 @@ from cliffstore.config import (
     ExportConfig,
     ExtractConfig,
     PipelineConfig,
+    PlotConfig,
     ProbeConfig,
+    ReportConfig,
     ScoreConfig,
     SelectConfig,
 )
+from cliffstore.run.generation_config import GenerateConfig
+from cliffstore.run.intervention_files import InterventionConfig
+from cliffstore.run.judging_config import JudgeConfig
 from cliffstore.schema import DOCUMENTS, FORMAT_VERSION, SEAL, TABLES, TRAINING_SET_VERSION, Document
 from cliffstore.settings import Settings
 
@@ -40,6 +45,11 @@ CONFIGS: dict[str, type[Settings]] = {
     "select": SelectConfig,
     "export": ExportConfig,
     "pipeline": PipelineConfig,
+    "plot": PlotConfig,
+    "report": ReportConfig,
+    "generate": GenerateConfig,
+    "judge": JudgeConfig,
+    "interventions": InterventionConfig,
 }
 _OUTSIDE = ("store", "storage_options")
 """What sections have from outside."""
@@ -62,8 +72,8 @@ ASCII) of everything else.
 
 ## Configurations
 
-YAML for `cliffstore COMMAND --config FILE` and for `jobs/`. Names may be written with `-` or `_`. What is missing in
-the file is said by an option.
+YAML for `cliffstore COMMAND --config FILE`, for `jobs/`, and for `--intervene FILE`. Names may be written with `-` or
+`_`. What is missing in the file is said by an option.
 
 | of | what it is | schema |
 |---|---|---|
@@ -97,20 +107,28 @@ def published() -> dict[str, str]:
 
 
 def config_schema(config: type[Settings]) -> Schema:
-    """Return the schema of a configuration file: each name in both spellings, numbers where text is meant."""
+    """Return the schema of a configuration file.
+
+    Each name is there in both spellings, a number may stand where text is meant, and one text where several are.
+    """
     schema = {"$schema": _DIALECT, **config.model_json_schema()}
     sections = list(schema.get("$defs", {}).values())
     for section in sections:
         for name in _OUTSIDE:
             section["properties"].pop(name, None)
     for part in (schema, *sections):
-        part.pop("required", None)
+        if config is not InterventionConfig:  # to which no option of the command line adds
+            part.pop("required", None)
         part["properties"] = {
             spelling: _section(value) if "$ref" in value else value
             for name, value in part["properties"].items()
             for spelling in dict.fromkeys((name, name.replace("_", "-")))
         }
-    for part in _parts(schema):
+    for part in list(_parts(schema)):
+        if part.get("type") == "array" and part.get("items") == {"type": "string"}:
+            part["anyOf"] = [{name: part.pop(name) for name in ("type", "items", "minItems") if name in part}]
+            part["anyOf"].append({"type": "string"})
+    for part in list(_parts(schema)):
         if part.get("type") == "string" and "enum" not in part and "const" not in part:
             part["type"] = ["string", "number"]
     return schema
