@@ -14,7 +14,7 @@ from nbclient import NotebookClient
 ROOT = Path(__file__).parents[2]
 NOTEBOOK = ROOT / "examples" / "store_to_plot.ipynb"
 STORE = ROOT / "tests" / "golden" / "0.1.0" / "float32" / "store"
-MOST_BYTES = 100_000
+MOST_BYTES = 150_000
 
 
 def outputs_of(notebook: nbformat.NotebookNode) -> Iterator[nbformat.NotebookNode]:
