@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from cliffstore.config import ExtractConfig
     from cliffstore.errors import CliffstoreError, UserError
+    from cliffstore.run.planting import plant_folder
     from cliffstore.run.stages import ExtractReport, extract
     from cliffstore.run.store import Store
     from cliffstore.store.activations import Activations
@@ -31,6 +32,7 @@ _HOMES = {
     "QueryLimits": "cliffstore.store.session",
     "Store": "cliffstore.run.store",
     "extract": "cliffstore.run.stages",
+    "plant_folder": "cliffstore.run.planting",
 }
 
 __all__ = [
@@ -45,6 +47,7 @@ __all__ = [
     "UserError",
     "__version__",
     "extract",
+    "plant_folder",
 ]
 
 

@@ -22,6 +22,7 @@ from cliffstore.cli import (
     curves,
     demo,
     extraction,
+    heads,
     inspection,
     pipeline,
     probes,
@@ -39,7 +40,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=True,
 )
-for module in (demo, extraction, inspection, query, probes, analysis, cliffs, curves, clipping, publication, pipeline):
+for module in (
+    demo,
+    extraction,
+    inspection,
+    query,
+    probes,
+    analysis,
+    cliffs,
+    curves,
+    clipping,
+    heads,
+    publication,
+    pipeline,
+):
     module.add_to(app)
 
 
