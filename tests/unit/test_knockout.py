@@ -92,7 +92,9 @@ def test_every_head_as_by_hand_at_any_positions(name: str, site: str) -> None:
     choices = _choices(range(layer + 1), 4)
     for prompts in ([Prompt(TOKENS, 8)], [Prompt(TOKENS, 11)], [Prompt(TOKENS, 0)], _together()):
         for put in (None, means):
-            expected = np.array([[_by_hand(plain, one, heads, put, site, layer) for heads in choices] for one in prompts])
+            expected = np.array(
+                [[_by_hand(plain, one, heads, put, site, layer) for heads in choices] for one in prompts]
+            )
             as_it_is = np.array([_by_hand(plain, one, (), None, site, layer) for one in prompts])
             for tokens, model in knockouts.items():
                 assert model.shared
