@@ -237,6 +237,58 @@ class CurveConfig(StoreConfig):
     all_tokens: bool = Field(default=False, description="prompts, and examples without thinking, too")
 
 
+_KINDS_OF_OPTION = {
+    "group_by": ("curve", "cliffs"),
+    "where": ("curve", "cliffs"),
+    "positions": ("curve", "layers", "tokens"),
+    "resamples": ("curve",),
+    "level": ("curve",),
+    "seed": ("curve",),
+    "all_tokens": ("curve",),
+    "selection": ("cliffs",),
+    "example": ("tokens",),
+}
+
+
+class PlotConfig(StoreConfig):
+    """Everything that `cliffstore plot` can be told; which options a kind of plot has is in `_KINDS_OF_OPTION`."""
+
+    kind: Literal["curve", "cliffs", "layers", "tokens"]
+    output: str | None = Field(default=None, description="path or URL that ends in .png, .svg or .json")
+    probe: Annotated[tuple[str, ...], BeforeValidator(_one_is_enough)] = Field(
+        min_length=1, description="names of probes; one for layers and tokens"
+    )
+    group_by: str | None = None
+    where: str | None = None
+    positions: str | None = Field(
+        default=None, description="curve, tokens: distances from the decision; layers: a position that was tried"
+    )
+    resamples: int = Field(default=1_000, ge=0)
+    level: float = Field(default=0.95, gt=0, lt=1)
+    seed: int = Field(default=0, ge=0)
+    all_tokens: bool = False
+    selection: str | None = Field(default=None, description="whose examples are marked")
+    example: str | None = Field(default=None, description="id, or # and the number of the example")
+    theme: Literal["light", "dark"] = "light"
+    transparent: bool = Field(default=False, description="no ground")
+    title: str | None = None
+    width: int | None = Field(default=None, ge=100, le=4_000, description="of the plotting area, in pixels")
+    height: int | None = Field(default=None, ge=50, le=4_000)
+    scale: float = Field(default=2.0, gt=0, le=8, description="pixels of a PNG for one of these")
+
+    @model_validator(mode="after")
+    def _options_of_the_kind(self) -> PlotConfig:
+        for option, kinds in _KINDS_OF_OPTION.items():
+            if option in self.model_fields_set and getattr(self, option) is not None and self.kind not in kinds:
+                name = option.replace("_", "-")
+                raise ValueError(f"option {name} is of plot {' and '.join(kinds)}: {self.kind} has none, leave it out")
+        if self.kind in ("layers", "tokens") and len(self.probe) > 1:
+            raise ValueError(f"plot {self.kind} is of one probe, and {len(self.probe)} are given")
+        if self.kind == "tokens" and self.example is None:
+            raise ValueError("plot tokens is of one example: say --example and its id")
+        return self
+
+
 def parse_share(value: object) -> object:
     """Return the fraction that `30%` or `0.3` means; what is none of these is left to be refused."""
     matched = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(%?)\s*", value) if isinstance(value, str) else None
@@ -289,6 +341,19 @@ class ExportConfig(StoreConfig):
         if self.validation is not None and self.output.endswith(".parquet"):
             raise ValueError("a validation part is a file of its own: output must be a folder, not a .parquet file")
         return self
+
+
+class ReportConfig(StoreConfig):
+    """Everything that `cliffstore report` can be told."""
+
+    output: str = Field(default="report.html", description="file; path or URL")
+    probe: Annotated[tuple[str, ...], BeforeValidator(_one_is_enough)] = Field(
+        default=(), description="names of probes, the first is shown first; default: those with scores"
+    )
+    group_by: str = Field(default="label", description="column of examples, or SQL expression: a curve for each value")
+    positions: str = Field(default="-64..0", description="distances from the decision position, of curves")
+    examples: int = Field(default=500, ge=1, description="examples that are shown one by one, at most")
+    seed: int = Field(default=0, ge=0, description="of the examples that are shown by chance, and of the bootstrap")
 
 
 class PipelineConfig(StoreConfig):

@@ -451,6 +451,30 @@ class SelectionDocument(Document):
     cliffstore_version: str
 
 
+class GenerationDocument(Document):
+    """`generation.json`, in a folder beside the output: what is generated, and how. Create-only, never changed."""
+
+    output: str = Field(description="name of the file")
+    settings: dict[str, str | int | float | bool | None] = Field(description="everything that bears on the texts")
+    work: str = Field(description="digest of ids and prompts, in their order")
+    inputs: list[str]
+    model: ModelIdentity | None = Field(description="null where an endpoint is asked")
+    examples: int
+    units: int = Field(description="batches, each of which becomes one piece")
+    cliffstore_version: str
+
+
+class GenerationReceipt(Document):
+    """`complete.json`: the output is whole, and its pieces are gone."""
+
+    output: str
+    digest: str = Field(description="sha256 of the output's bytes")
+    rows: int
+    tokens: int = Field(description="tokens that were generated for them")
+    with_thinking: int
+    finish: dict[str, int] = Field(description="rows by how they ended: stop, length, thinking")
+
+
 class HeadsDocument(Document):
     """`heads/<name>.json`, beside `heads/<name>.parquet`: what was measured of heads, on what, and how."""
 
@@ -489,6 +513,8 @@ DOCUMENTS: dict[str, type[Document]] = {
     "probe": ProbeDocument,
     "cliffs": CliffsDocument,
     "selection": SelectionDocument,
+    "generation": GenerationDocument,
+    "generation_receipt": GenerationReceipt,
     "heads": HeadsDocument,
 }
 

@@ -1,8 +1,8 @@
 """Direct attribution: what each head adds to a probe's score at a token, from its z alone. Pure arithmetic.
 
-A head writes z·W_O into the residual stream; the probe reads the stream along w. So its share of the score is z·(W_O w),
-and W_O w [heads, width of a head] is made once: shares of all heads of a layer are one einsum over z. Embedding, MLPs
-and the biases of attention have the rest; with the probe's b they add up to the score exactly.
+A head writes z·W_O into the residual stream; the probe reads the stream along w. So its share of the score is
+z·(W_O w), and W_O w [heads, width of a head] is made once: shares of all heads of a layer are one einsum over z.
+Embedding, MLPs and the biases of attention have the rest; with the probe's b they add up to the score exactly.
 
 Two norms may lie between, and are frozen at the token's own value, which makes them linear: one behind attention
 (Gemma 2 and 3, OLMo 2), and the model's final norm, where that is what the probe reads. Such shares still add up, but

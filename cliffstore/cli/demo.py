@@ -54,6 +54,7 @@ def demo(
     print(
         f"\nstore         {report.store}\n"
         f"training set  {report.training_set}\n"
+        f"report        {report.report}   open it in a browser: it needs no network\n"
         f'SQL           cliffstore sql {report.store} "SELECT segment, avg(score) FROM scores GROUP BY ALL"\n'
         f"\nTry next: the same on your own prompts:\n"
         f"  cliffstore extract PROMPTS.jsonl --model MODEL --store ./store\n"

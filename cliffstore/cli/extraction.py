@@ -132,8 +132,8 @@ def extract(
         "confirm_hours": confirm_hours,
         "yes": yes or None,
         "max_tokens": max_tokens,
-        "think_open": _unescaped(think_open),
-        "think_close": _unescaped(think_close),
+        "think_open": unescaped(think_open),
+        "think_close": unescaped(think_close),
         "template_date": template_date,
         "allow_nonfinite": allow_nonfinite or None,
     }
@@ -159,6 +159,6 @@ def parse_map(pairs: list[str]) -> dict[str, str]:
     return mapping
 
 
-def _unescaped(text: str | None) -> str | None:
+def unescaped(text: str | None) -> str | None:
     r"""Turn a typed \n into a line break: shells make it hard to type one."""
     return text.replace("\\n", "\n") if text is not None else None

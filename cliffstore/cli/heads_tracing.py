@@ -25,8 +25,8 @@ _ABLATE = """How a probe's score at the decision changes when heads are switched
 
 The mean is score with the head ablated minus score as it is: a head that holds refusal down has a positive one. By
 default every head up to the probe's layer, one at a time, at the template's tokens between thinking and answer; what
-comes before is computed once a prompt. A shortlist is measured head by head, as a set, and beside random sets of as many
-heads in the same layers. A run that is interrupted is begun again.
+comes before is computed once a prompt. A shortlist is measured head by head, as a set, and beside random sets of as
+many heads in the same layers. A run that is interrupted is begun again.
 """
 _SHOW = "Show what was measured of heads: a map of layers and heads, and the largest figures."
 _COLUMNS = ("heads", "to_decision", "group", "n", "mean", "low", "high", "control_mean", "control_low", "control_high")

@@ -10,6 +10,7 @@ import typer
 
 from cliffstore.cli.output import Json, OptionsFrom, StoreUrl, open_to_read, print_json, print_lines, print_table
 from cliffstore.errors import ConfigError
+from cliffstore.text import printable
 
 if TYPE_CHECKING:
     from cliffstore.run.repair import RepairReport
@@ -128,7 +129,7 @@ def _print_repair(report: RepairReport, json: bool) -> None:
     _print_findings(report.found)
     for what, lines in (("repaired", report.done), ("not repaired", report.failed)):
         for line in lines:
-            print(f"{what}: {line}")
+            print(f"{what}: {printable(line)}")
     print(_looked_at(after))
     if after.findings:
         print(f"{len(after.findings)} problems are left:")

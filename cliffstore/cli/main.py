@@ -22,16 +22,21 @@ from cliffstore.cli import (
     curves,
     demo,
     extraction,
+    generation,
     heads,
     inspection,
+    judging,
+    pictures,
     pipeline,
     probes,
     publication,
     query,
+    report,
 )
 from cliffstore.errors import CliffstoreError
 from cliffstore.run.events import emit
 from cliffstore.run.progress import wants_events
+from cliffstore.text import printable
 
 app = typer.Typer(
     name="cliffstore",
@@ -49,9 +54,13 @@ for module in (
     analysis,
     cliffs,
     curves,
+    pictures,
     clipping,
+    generation,
     heads,
     publication,
+    report,
+    judging,
     pipeline,
 ):
     module.add_to(app)
@@ -81,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, previous)
     message = message and " ".join(message.split())
     if message:
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {printable(message)}", file=sys.stderr)
     if wants_events():
         emit("exit", exit_code=code, text=message)
     return code

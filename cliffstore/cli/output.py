@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from cliffstore.text import printable, quiet_json
+
 if TYPE_CHECKING:
     from cliffstore.config import StoreConfig
     from cliffstore.publish.export import ExportReport
@@ -78,7 +80,7 @@ def print_json(value: object) -> None:
 
 def to_json(value: object) -> str:
     """Return a value as JSON; numbers that JSON has no type of its own for stay numbers."""
-    return json.dumps(value, default=_plain, ensure_ascii=False)
+    return quiet_json(json.dumps(value, default=_plain, ensure_ascii=False))
 
 
 def _plain(value: object) -> object:
@@ -91,7 +93,7 @@ def print_lines(facts: Mapping[str, object]) -> None:
     """Print names and values, one a line."""
     width = max((len(name) for name in facts), default=0)
     for name, value in facts.items():
-        print(f"{name:<{width}}  {value}")
+        print(f"{name:<{width}}  {printable(str(value))}")
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, full: bool = False) -> None:
@@ -100,7 +102,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, ful
     console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else elsewhere)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        table.add_column(column, overflow="fold" if full else "ellipsis", no_wrap=not full)
+        table.add_column(Text(cell_text(column, full=True)), overflow="fold" if full else "ellipsis", no_wrap=not full)
     for row in rows:
         table.add_row(*(Text(cell_text(cell, full=full)) for cell in row))
     console.print(table)
@@ -111,9 +113,5 @@ def cell_text(value: object, *, full: bool = False) -> str:
     if value is None:
         return ""
     text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    line = "".join(char if char.isprintable() else _escaped(char) for char in text)
+    line = printable(text)
     return line if full or len(line) <= _WIDEST_CELL else line[: _WIDEST_CELL - 1] + "…"
-
-
-def _escaped(char: str) -> str:
-    return char.encode("unicode_escape").decode()

@@ -136,7 +136,8 @@ def show(
     name: Name,
     config: OptionsFrom = None,
     heatmap: Annotated[
-        str | None, typer.Option(metavar="FILE.png", help="Draw layer x position, validation AUROC as colour.")
+        str | None,
+        typer.Option(metavar="FILE", help="Draw validation AUROC by layer and position: .png, .svg, .json."),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -145,10 +146,14 @@ def show(
     with open_to_read(store, config) as opened:
         document, _ = read_probe(opened.reader.objects, name)
     if heatmap is not None:
-        from cliffstore.publish.heatmap import heatmap_png
+        from cliffstore.publish.charts.layers import layer_heat_map
+        from cliffstore.publish.charts.pictures import kind_of, picture
+        from cliffstore.publish.charts.theme import themed
         from cliffstore.run.directions import put_file
 
-        put_file(heatmap, heatmap_png(document))
+        title = f"{document.name}: {document.kind}, {document.site}"
+        content = picture(themed(layer_heat_map(document), "light", title=title), kind_of(heatmap))
+        put_file(heatmap, content)
     if json:
         print_json(document.model_dump(mode="json"))
         return

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from cliffstore.cli.output import print_table, to_json
 from cliffstore.errors import QueryError
+from cliffstore.text import printable
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -116,12 +117,13 @@ def _write_lines(batches: Batches, sink: BinaryIO) -> int:
 
 
 def _write_text(batches: Batches, sink: BinaryIO) -> int:
-    """Write the whole table, cells apart by tabs."""
+    """Write the whole table, a line a row, cells apart by tabs; what does not print is escaped."""
     rows = 0
-    sink.write("\t".join(batches.schema.names).encode() + b"\n")
+    sink.write("\t".join(map(printable, batches.schema.names)).encode() + b"\n")
     for batch in batches:
         for row in batch.to_pylist():
-            sink.write("\t".join("" if value is None else str(value) for value in row.values()).encode() + b"\n")
+            cells = ("" if value is None else printable(str(value)) for value in row.values())
+            sink.write("\t".join(cells).encode() + b"\n")
         rows += batch.num_rows
     return rows
 

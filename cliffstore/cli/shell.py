@@ -22,6 +22,7 @@ from cliffstore import __version__
 from cliffstore.cli.output import print_table
 from cliffstore.cli.results import FORMATS
 from cliffstore.errors import CliffstoreError, QueryError
+from cliffstore.text import printable
 
 if TYPE_CHECKING:
     from cliffstore.run.store import Store
@@ -95,7 +96,7 @@ class Shell:
                     elif not text.strip():
                         text = ""
                 except (CliffstoreError, OSError) as error:
-                    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+                    print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
                 except KeyboardInterrupt:
                     text = ""
                     print("\ninterrupted", file=sys.stderr)

@@ -110,7 +110,7 @@ def read_norm(module: nn.Module, width: int) -> NormShape:
     def of(x_D: torch.Tensor) -> npt.NDArray[np.float64]:
         found = returned_hidden(exact(x_D[None, None]))
         assert isinstance(found, torch.Tensor)
-        return np.asarray(found[0, 0].double().cpu().numpy())
+        return np.asarray(found[0, 0].detach().double().cpu().numpy())
 
     shift_D = of(torch.zeros_like(sign_D))
     mean_square = float((sign_D**2).mean())

@@ -6,8 +6,11 @@ batch: it begins at the block of its lowest head, with what the undisturbed mode
 reads. Lines that begin further up join on the way, so that the blocks below are not computed for them, and every block
 sees one large batch in place of one pass a head. No LM head, no block above the probe.
 
-A line 0, in which nothing is ablated, is in each batch: effects are differences within one batch, so that rounding
-that depends on the size of a batch is no effect.
+Where all positions are ablated nothing of a prompt can be held, but what several prompts begin with is computed once a
+choice: a line is then the common stem of some prompts and the rest of each behind it.
+
+In 16-bit models a line in which nothing is ablated is in each batch: effects are differences within one batch, so that
+rounding that depends on the size of a batch is no effect.
 
 Blocks are called one by one with what the model itself gave them in the first pass (rotary embeddings and the like, cut
 to the positions of the lines). Where a model does not let this be done, or where it disagrees with whole forward passes
@@ -16,13 +19,13 @@ to the positions of the lines). Where a model does not let this be done, or wher
 Cost a prompt: one pass, then for each choice (positions ablated) x (blocks from its first to the probe's) block steps.
 
 Legend: B lines, T positions of a prompt, K of them from the first that is ablated, D width of the stream, H heads, W
-width of a head, V choices.
+width of a head, M prompts, V choices.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -33,7 +36,7 @@ import numpy.typing as npt
 from cliffstore.errors import ExtractionError, ModelError
 from cliffstore.model import attention
 from cliffstore.model.attention import KeysValues, PassAttention
-from cliffstore.model.branches import BranchAttention
+from cliffstore.model.branches import BranchAttention, StemAttention
 from cliffstore.model.sites import HookPoint, hook_points, locate, read_point
 from cliffstore.model.tracing import received_hidden, returned_hidden
 from cliffstore.records import FINAL_NORM, RESID_PRE, Z
@@ -50,6 +53,8 @@ Heads = tuple[Head, ...]
 Means = Mapping[int, npt.NDArray[np.float32]]
 """Layer -> [H, W], what replaces z; where there is none, zero does."""
 
+_LINES = 4
+"""Choices of heads that a pass has room for where several prompts share its lines."""
 _SCORES_BYTES = 128 << 20
 """Of attention's scores in one block: what limits the lines of a pass beside its positions."""
 
@@ -64,15 +69,24 @@ class Prompt:
 
 @dataclass(slots=True)
 class _Undisturbed:
-    """What lines are made of: of each block, what it received at the last K positions, and what else it was given."""
+    """What lines are made of: of each block, what it received at K positions, and what else it was given.
 
-    n_tokens: int
-    first: int
+    Attributes
+    ----------
+    ends : where in a line of K positions each prompt ends
+    bounds : of the stem and the branches of a line, None where a line continues a path that is `held`
+    n_path : positions of that path
+    scores_M : of each prompt, as it is
+    """
+
+    ends: list[int]
+    bounds: tuple[int, ...] | None
+    n_path: int
     hidden_1KD: dict[int, torch.Tensor] = field(default_factory=dict)
     others: dict[int, tuple[tuple[object, ...], dict[str, object]]] = field(default_factory=dict)
     held: dict[int, KeysValues] = field(default_factory=dict)
     z_KHW: dict[int, torch.Tensor] = field(default_factory=dict)
-    score: float = 0.0
+    scores_M: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
 
 
 class _ReadError(Exception):
@@ -114,6 +128,7 @@ class Knockouts:
 
         self._model, self._tokens, self._b = model, tokens, b
         self._n_heads = identity.n_heads
+        self._with_plain = int(model.dtype != torch.float32)
         sites = locate(model, identity.n_layers)
         sites.keep_blocks(array.layer + 1)
         self.layers = range(array.layer + (array.site != RESID_PRE))
@@ -136,32 +151,43 @@ class Knockouts:
         attention.uninstall(self._model, self._loaded_with)
         self.shared = False
 
+    def fit_together(self, prompts: Sequence[Prompt]) -> bool:
+        """Return whether prompts may share the lines of a pass: all of their positions are ablated, and few enough."""
+        if len(prompts) == 1:
+            return True
+        if not self.shared or any(prompt.first for prompt in prompts):
+            return False
+        stem = _stem_of(prompts)
+        n_nodes = stem + sum(len(prompt.token_ids_T) - stem for prompt in prompts)
+        return stem > 0 and n_nodes <= self._tokens // _LINES
+
     def scores(
-        self, prompt: Prompt, choices: Sequence[Heads], means: Means | None = None
+        self, prompts: Sequence[Prompt], choices: Sequence[Heads], means: Means | None = None
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """Return the score at the last position with each choice of heads ablated, and without, [V] both.
+        """Return the score at the end of each prompt with each choice of heads ablated, and without, [M, V] both.
 
         Parameters
         ----------
+        prompts : one, or some that `fit_together`
         choices : each of at least one head of `layers`
         means : what replaces z; zero by default
         """
         import torch
 
-        scored = np.zeros(len(choices))
-        plain = np.zeros(len(choices))
+        if not self.shared:
+            return self.by_whole_passes(prompts, choices, means)
+        scored_MV, plain_MV = np.zeros((2, len(prompts), len(choices)))
         with torch.inference_mode():
-            if not self.shared:
-                return self._by_whole_passes(prompt, choices, means or {})
-            held = self._undisturbed(prompt, keep_z=False)
+            held = self._undisturbed(prompts, keep_z=False)
             order = sorted(range(len(choices)), key=lambda number: min(choices[number]))
-            for part in self._parts(order, prompt):
-                found = self._score_lines(held, [choices[number] for number in part], means or {})
-                scored[part], plain[part] = found[1:], found[0]
-        return scored, plain
+            for part in self._parts(order, held, len(prompts[0].token_ids_T)):
+                found_BM = self._score_lines(held, [choices[number] for number in part], means or {})
+                scored_MV[:, part] = found_BM[-len(part) :].T
+                plain_MV[:, part] = found_BM[0][:, None] if len(found_BM) > len(part) else held.scores_M[:, None]
+        return scored_MV, plain_MV
 
     def by_whole_passes(
-        self, prompt: Prompt, choices: Sequence[Heads], means: Means | None = None
+        self, prompts: Sequence[Prompt], choices: Sequence[Heads], means: Means | None = None
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Return what `scores` returns, from whole forward passes with the attention that the model was loaded with."""
         import torch
@@ -169,54 +195,62 @@ class Knockouts:
         attention.uninstall(self._model, self._loaded_with)
         try:
             with torch.inference_mode():
-                return self._by_whole_passes(prompt, choices, means or {})
+                found = [self._by_whole_passes(prompt, choices, means or {}) for prompt in prompts]
         finally:
             if self.shared:
                 attention.install(self._model)
+        return np.stack([scored for scored, _ in found]), np.stack([plain for _, plain in found])
 
     def z_of(self, prompt: Prompt) -> dict[int, npt.NDArray[np.float32]]:
         """Return z of each of `layers` at the positions that are ablated, [K, H, W]: what means are made of."""
         import torch
 
+        found: dict[int, torch.Tensor] = {}
         with torch.inference_mode():
             if self.shared:
-                found = self._undisturbed(prompt, keep_z=True).z_KHW
+                found = self._undisturbed([prompt], keep_z=True).z_KHW
             else:
-                found = {}
                 with self._keeping_z(found, prompt.first), self._reading() as read:
-                    self._forward(prompt.token_ids_T[None], read)
+                    self._forward(prompt.token_ids_T[None], np.arange(len(prompt.token_ids_T)), read)
         return {layer: one.float().cpu().numpy() for layer, one in found.items()}
 
-    def _parts(self, order: Sequence[int], prompt: Prompt) -> Iterator[list[int]]:
+    def _parts(self, order: Sequence[int], held: _Undisturbed, n_tokens: int) -> Iterator[list[int]]:
         """Cut choices, sorted by where they begin, into those of one pass."""
-        n_new = len(prompt.token_ids_T) - prompt.first
-        n_scores = self._n_heads * n_new * len(prompt.token_ids_T) * 4 if prompt.first else 1
-        lines = max(min(self._tokens // n_new, _SCORES_BYTES // n_scores) - 1, 1)
+        n_new = held.ends[-1] + 1
+        lines = self._tokens // n_new
+        if held.bounds is None:
+            lines = min(lines, _SCORES_BYTES // (self._n_heads * n_new * n_tokens * 4))
+        lines = max(lines - self._with_plain, 1)
         for start in range(0, len(order), lines):
             yield list(order[start : start + lines])
 
-    def _undisturbed(self, prompt: Prompt, *, keep_z: bool) -> _Undisturbed:
+    def _undisturbed(self, prompts: Sequence[Prompt], *, keep_z: bool) -> _Undisturbed:
         """Run the model as it is, and hold what lines need of it."""
         import torch
 
-        n_tokens, first = len(prompt.token_ids_T), prompt.first
-        held = _Undisturbed(n_tokens, first)
-        device = self._model.device
-        positions_T = torch.arange(n_tokens, device=device)
-        current = PassAttention(
-            n_queries=n_tokens,
-            depth_S=positions_T,
-            ends_S=None,
-            past={},
-            carry_C=positions_T[:first] if first else None,
-        )
+        first, stem = prompts[0].first, _stem_of(prompts)
+        if first:
+            (prompt,) = prompts
+            token_ids_N, depth_N = prompt.token_ids_T, np.arange(len(prompt.token_ids_T))
+            held = _Undisturbed([len(token_ids_N) - first - 1], None, first)
+        else:
+            rests = [prompt.token_ids_T[stem:] for prompt in prompts]
+            token_ids_N = np.concatenate([prompts[0].token_ids_T[:stem], *rests])
+            depth_N = np.concatenate([np.arange(stem), *(np.arange(stem, stem + len(rest)) for rest in rests)])
+            bounds = np.cumsum([stem, *map(len, rests)])
+            held = _Undisturbed([int(end) - 1 for end in bounds[1:]], tuple(int(one) for one in bounds), 0)
+        n_nodes = len(token_ids_N)
+        positions_N = torch.arange(n_nodes, device=self._model.device)
+        current: PassAttention | StemAttention = StemAttention(held.bounds or ())
+        if held.bounds is None:
+            current = PassAttention(n_nodes, positions_N, ends_S=None, past={}, carry_C=positions_N[:first])
 
         def receive(layer: int, inputs: tuple[object, ...], kwargs: dict[str, object]) -> None:
             hidden = received_hidden(inputs, kwargs)
             assert isinstance(hidden, torch.Tensor)
             held.hidden_1KD[layer] = hidden[:, first:]
-            named = {name: _cut(value, n_tokens, first) for name, value in kwargs.items() if name != "hidden_states"}
-            held.others[layer] = (tuple(_cut(value, n_tokens, first) for value in inputs[1:]), named)
+            named = {name: _cut(value, n_nodes, first) for name, value in kwargs.items() if name != "hidden_states"}
+            held.others[layer] = (tuple(_cut(value, n_nodes, first) for value in inputs[1:]), named)
 
         handles = [
             block.register_forward_pre_hook(
@@ -225,73 +259,73 @@ class Knockouts:
             for layer, block in enumerate(self._blocks)
         ]
         try:
-            with self._keeping_z(held.z_KHW if keep_z else None, first), self._reading() as read:
-                with attention.attending(current):
-                    self._forward(prompt.token_ids_T[None], read)
+            keeping = self._keeping_z(held.z_KHW if keep_z else None, first)
+            with keeping, self._reading() as read, attention.attending(current):
+                self._forward(token_ids_N[None], depth_N, read)
         finally:
             for handle in handles:
                 handle.remove()
-        held.held = current.carried
-        held.score = float(self._probe(read[0])[0])
+        if isinstance(current, PassAttention):
+            held.held = current.carried
+        held.scores_M = self._probe(read[0], [first + end for end in held.ends])[0]
         return held
 
-    def _forward(self, token_ids_BT: npt.NDArray[np.int64], read: list[torch.Tensor]) -> None:
+    def _forward(
+        self, token_ids_BT: npt.NDArray[np.int64], depth_T: npt.NDArray[np.int64], read: list[torch.Tensor]
+    ) -> None:
         import torch
 
-        ids_BT = torch.from_numpy(np.ascontiguousarray(token_ids_BT, dtype=np.int64)).to(self._model.device)
-        positions_1T = torch.arange(ids_BT.shape[1], device=ids_BT.device)[None]
-        try:
-            self._model(input_ids=ids_BT, position_ids=positions_1T, use_cache=False)
-        except _ReadError:
-            pass
+        ids_BT, depth_1T = (
+            torch.from_numpy(np.array(one, dtype=np.int64)).to(self._model.device)
+            for one in (token_ids_BT, depth_T[None])
+        )
+        with suppress(_ReadError):
+            self._model(input_ids=ids_BT, position_ids=depth_1T, use_cache=False)
         if not read:
             raise ExtractionError("what the probe reads was not computed in a forward pass")
 
     def _score_lines(self, held: _Undisturbed, choices: Sequence[Heads], means: Means) -> npt.NDArray[np.float64]:
-        """Run one batch of lines, sorted by where they begin; return the scores of line 0 and of each choice."""
+        """Run one batch of lines, sorted by where they begin; return their scores [B, M], of the plain line first."""
         import torch
 
-        n_new = held.n_tokens - held.first
-        current: PassAttention | BranchAttention
-        if held.first:
-            current = BranchAttention(held.held, held.first)
-        else:
-            positions_T = torch.arange(n_new, device=self._model.device)
-            current = PassAttention(n_queries=n_new, depth_S=positions_T, ends_S=None, past={}, carry_C=None)
+        current: BranchAttention | StemAttention
+        current = BranchAttention(held.held, held.n_path) if held.bounds is None else StemAttention(held.bounds)
         joins = {layer: len(list(own)) for layer, own in groupby(choices, key=lambda heads: min(heads)[0])}
         begun = min(joins)
-        hidden_BKD = held.hidden_1KD[begun]
-        with self._reading() as read, self._ablating(choices, means), attention.attending(current):
-            try:
-                for layer in range(begun, len(self._blocks)):
-                    if layer in joins:
-                        new_BKD = held.hidden_1KD[layer].expand(joins[layer], -1, -1)
-                        hidden_BKD = torch.cat([hidden_BKD, new_BKD])
-                    args, kwargs = held.others[layer]
-                    hidden_BKD = returned_hidden(self._blocks[layer](hidden_BKD, *args, **kwargs))
-                if self._norm is not None:
-                    self._norm(hidden_BKD[:, -1:])
-            except _ReadError:
-                pass
-        return self._probe(read[0])
+        hidden_BKD = held.hidden_1KD[begun][: self._with_plain]
+        reading, ablating = self._reading(), self._ablating(choices, means, line=self._with_plain)
+        with reading as read, ablating, attention.attending(current), suppress(_ReadError):
+            for layer in range(begun, len(self._blocks)):
+                if layer in joins:
+                    new_BKD = held.hidden_1KD[layer].expand(joins[layer], -1, -1)
+                    hidden_BKD = torch.cat([hidden_BKD, new_BKD])
+                args, kwargs = held.others[layer]
+                returned = returned_hidden(self._blocks[layer](hidden_BKD, *args, **kwargs))
+                assert isinstance(returned, torch.Tensor)
+                hidden_BKD = returned
+            if self._norm is not None:
+                self._norm(hidden_BKD)
+        return self._probe(read[0], held.ends)
 
     def _by_whole_passes(
         self, prompt: Prompt, choices: Sequence[Heads], means: Means
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        scored, plain = np.zeros(len(choices)), np.zeros(len(choices))
-        lines = max(self._tokens // len(prompt.token_ids_T) - 1, 1)
+        scored_V, plain_V = np.zeros((2, len(choices)))
+        n_tokens = len(prompt.token_ids_T)
+        lines = max(self._tokens // n_tokens - 1, 1)
         for start in range(0, len(choices), lines):
             part = choices[start : start + lines]
-            token_ids_BT = np.broadcast_to(prompt.token_ids_T, (len(part) + 1, len(prompt.token_ids_T)))
-            with self._reading() as read, self._ablating(part, means, prompt.first):
-                self._forward(token_ids_BT, read)
-            found = self._probe(read[0])
-            scored[start : start + len(part)], plain[start : start + len(part)] = found[1:], found[0]
-        return scored, plain
+            token_ids_BT = np.broadcast_to(prompt.token_ids_T, (len(part) + 1, n_tokens))
+            with self._reading() as read, self._ablating(part, means, line=1, first=prompt.first):
+                self._forward(token_ids_BT, np.arange(n_tokens), read)
+            found_B = self._probe(read[0], [n_tokens - 1])[:, 0]
+            scored_V[start : start + len(part)], plain_V[start : start + len(part)] = found_B[1:], found_B[0]
+        return scored_V, plain_V
 
-    def _probe(self, hidden_BKD: torch.Tensor) -> npt.NDArray[np.float64]:
-        scores_B = hidden_BKD[:, -1].float() @ self._w_D.to(hidden_BKD.device) + self._b
-        found: npt.NDArray[np.float64] = scores_B.double().cpu().numpy()
+    def _probe(self, hidden_BKD: torch.Tensor, ends: Sequence[int]) -> npt.NDArray[np.float64]:
+        """Return the scores of each line at some positions, [B, M]."""
+        scores_BM = hidden_BKD[:, list(ends)].float() @ self._w_D.to(hidden_BKD.device) + self._b
+        found: npt.NDArray[np.float64] = scores_BM.double().cpu().numpy()
         return found
 
     @contextmanager
@@ -324,14 +358,14 @@ class Knockouts:
                 handle.remove()
 
     @contextmanager
-    def _ablating(self, choices: Sequence[Heads], means: Means, first: int = 0) -> Iterator[None]:
-        """Replace z of each choice in its line (that of number n in line n + 1), from the position `first` on."""
+    def _ablating(self, choices: Sequence[Heads], means: Means, *, line: int, first: int = 0) -> Iterator[None]:
+        """Replace z of each choice in its line, of which `line` is that of the first, from the position `first` on."""
         import torch
 
         of_layer: dict[int, list[tuple[int, int]]] = {}
-        for line, heads in enumerate(choices, 1):
-            for layer, head in heads:
-                of_layer.setdefault(layer, []).append((line, head))
+        for number, chosen in enumerate(choices, line):
+            for layer, head in chosen:
+                of_layer.setdefault(layer, []).append((number, head))
         handles = []
         for layer, cut in of_layer.items():
             point = self._z[layer]
@@ -352,7 +386,7 @@ class Knockouts:
                 given = received_hidden(inputs, kwargs)
                 assert isinstance(given, torch.Tensor)
                 changed = given.clone()
-                n_lines = int(lines.max()) + 1 if point.flat else changed.shape[0]
+                n_lines = len(choices) + line if point.flat else changed.shape[0]
                 z_BTHW = changed.view(n_lines, -1, self._n_heads, changed.shape[-1] // self._n_heads)
                 rest_BTHW = z_BTHW[:, first:]
                 rest_BTHW[lines, :, heads] = 0 if put_XW is None else put_XW.to(changed.dtype)[:, None]
@@ -379,6 +413,17 @@ def _on(point: HookPoint, take: object) -> torch.utils.hooks.RemovableHandle:
         lambda _, inputs, kwargs, output: take(read_point(point, inputs, kwargs, output)),  # type: ignore[operator]
         with_kwargs=True,
     )
+
+
+def _stem_of(prompts: Sequence[Prompt]) -> int:
+    """Return how many tokens all prompts begin with, less than any of them has."""
+    shortest = min(len(prompt.token_ids_T) for prompt in prompts) - 1
+    if len(prompts) == 1:
+        return 0
+    first_S = prompts[0].token_ids_T[:shortest]
+    equal_MS = np.stack([prompt.token_ids_T[:shortest] == first_S for prompt in prompts])
+    differs = np.flatnonzero(~equal_MS.all(axis=0))
+    return int(differs[0]) if len(differs) else shortest
 
 
 def _cut(value: object, n_tokens: int, first: int) -> object:

@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,7 +70,7 @@ class PlantedTruth:
     """
 
     layer: int
-    w_D: Floats
+    w_D: Floats = field(repr=False)
     b: float
     suppressors: tuple[Head, ...]
     writers: tuple[Head, ...]
@@ -78,7 +78,7 @@ class PlantedTruth:
     decoys: tuple[Head, ...]
     plumbing: tuple[Head, ...]
     idle: tuple[Head, ...]
-    mechanism: Mechanism
+    mechanism: Mechanism = field(repr=False)
     shape: tuple[int, int]
     site: str = SITE
     refusal: str = REFUSAL

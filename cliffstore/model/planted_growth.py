@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import cycle
 
 import numpy as np
 
-from cliffstore.model.planted_layout import DECOYS, Head, PlantSettings, Role
+from cliffstore.model.planted_layout import Head, PlantSettings, Role
 from cliffstore.model.planted_mechanism import (
     CODE,
     FIRST_TOKEN,
@@ -27,7 +28,7 @@ from cliffstore.model.planted_mechanism import (
     NeuronRule,
     State,
     Write,
-    with_amounts,
+    with_factors,
 )
 from cliffstore.model.planted_words import (
     BLANK_LINE,
@@ -42,9 +43,15 @@ from cliffstore.model.planted_words import (
 
 CONSTANT, NAME, WORD, KIND = 6.0, 4.0, 2.0, 3.0
 """Amounts that embeddings have of the constant, of their own dimension, of being a word, of being a special word."""
+NORM = 9.0
+"""Of every embedding; ballast makes up for what is missing. The head that attends to the token before compares keys
+that differ by 7 %, so block 0 must see all tokens at one scale."""
 SEVERITY = (0.92, 1.08)
 """Harmful words differ: from the mildest to the worst, times KIND."""
-FLAG, MARK, DECOY, IDLE = 4.0, 3.0, 6.0, 0.5
+FLAG, MARK, DECOY = 3.5, 3.0, 7.0
+BESIDE = 0.5
+"""What idle heads, and every other head and MLP besides its purpose, write on scratch: no part of a block is ever zero.
+Otherwise, a look at a block could not tell which of its parts is which."""
 REFUSAL_AT_WORD, REFUSAL = 3.0, 6.0
 """Of the refusal direction: what the MLP writes at a harmful word, and what writers carry to every later token."""
 THRESHOLD = 3.0
@@ -77,7 +84,7 @@ def grow(settings: PlantSettings, roles: Mapping[Head, Role], reference: Sequenc
     neurons: list[NeuronRule] = []
     shares = _suppression(roles)
     writers = iter(WRITER_SHARES)
-    scratch = iter(SCRATCH * (1 + settings.layers * settings.heads // len(SCRATCH)))
+    scratch = cycle(SCRATCH)
     rng = np.random.default_rng((settings.seed, 3))
     state = mechanism.begin(reference)
     for layer in range(settings.layers):
@@ -85,21 +92,23 @@ def grow(settings: PlantSettings, roles: Mapping[Head, Role], reference: Sequenc
         for head, role in roles.items():
             if head[0] != layer:
                 continue
-            rule = _draft(head, role, width, next(scratch) if role in (*DECOYS, Role.IDLE) else 0, rng)
+            rule = _draft(head, role, width, next(scratch), next(scratch), rng)
             amount = {
                 Role.GATE: FLAG,
                 Role.CLOSER: MARK,
                 Role.WRITER: REFUSAL * next(writers) if role is Role.WRITER else 0.0,
                 Role.SUPPRESSOR: -shares.get(head, 0.0),
                 Role.PREVIOUS: MARK,
-                Role.IDLE: IDLE,
+                Role.IDLE: BESIDE,
             }.get(role, DECOY)
             block.append(_fit(mechanism, state, rule, amount))
         mechanism.apply_heads(state, block, {})
-        neuron = _neuron(state, layer)
-        mechanism.apply_neurons(state, [neuron])
+        mlp = [_neuron(state, layer, Feature.CONSTANT, next(scratch), BESIDE)]
+        if layer == 0:
+            mlp.append(_neuron(state, layer, Feature.HARMFUL, Feature.REFUSAL, REFUSAL_AT_WORD))
+        mechanism.apply_neurons(state, mlp)
         rules += block
-        neurons.append(neuron)
+        neurons += mlp
     return replace(mechanism, rules=tuple(rules), neurons=tuple(neurons))
 
 
@@ -125,6 +134,7 @@ def _embedding(settings: PlantSettings, width: int) -> Floats:
             row_F[Feature.HARMFUL] = KIND * severity
         if word in JAILBREAK:
             row_F[Feature.JAILBREAK] = KIND
+    x_VF[:, Feature.BALLAST] = np.sqrt(NORM**2 - np.sum(x_VF**2, axis=1))
     return x_VF
 
 
@@ -135,7 +145,7 @@ def _suppression(roles: Mapping[Head, Role]) -> dict[Head, float]:
     return {head: float(share) for head, share in zip(heads, REFUSAL * shares / shares.sum(), strict=True)}
 
 
-def _draft(head: Head, role: Role, width: int, scratch: int, rng: np.random.Generator) -> HeadRule:
+def _draft(head: Head, role: Role, width: int, scratch: int, beside: int, rng: np.random.Generator) -> HeadRule:
     """Return a head's rule, its gains still one."""
 
     def reads(feature: int) -> Floats:
@@ -161,7 +171,8 @@ def _draft(head: Head, role: Role, width: int, scratch: int, rng: np.random.Gene
         Role.DECOY_JAILBREAK: (Feature.CONSTANT, Feature.JAILBREAK, Feature.JAILBREAK, scratch),
         Role.DECOY_CLOSE: (Feature.CONSTANT, close, close, scratch),
     }[role]
-    return HeadRule(head, "lookup", (Write(reads(read), to),), query, source)
+    writes = (Write(reads(read), to), Write(reads(Feature.CONSTANT), beside))
+    return HeadRule(head, "lookup", writes, query, source)
 
 
 def _fit(mechanism: Mechanism, state: State, rule: HeadRule, amount: float) -> HeadRule:
@@ -179,22 +190,19 @@ def _fit(mechanism: Mechanism, state: State, rule: HeadRule, amount: float) -> H
             source_gain=float(SOURCE_LOGIT * root / (last_F[rule.query] * hat_TF[source, rule.source])),
             sink_gain=float(SINK_LOGIT * root / (last_F[Feature.CONSTANT] * hat_TF[sink, mechanism.sink])),
         )
-        found = mechanism.attended(rule, state, hat_TF)[0][-1]
+        purpose, beside = (float(amount_T[-1]) for amount_T in mechanism.attended(rule, state, hat_TF))
+        factors = [amount / purpose, BESIDE / beside]
     elif rule.kind == "previous":
         # neither mark is before the end of the reference: the token there is named as strongly
-        found = last_F[feature_of(BLANK_LINE)]
+        factors = [amount / float(last_F[feature_of(BLANK_LINE)])] * len(rule.writes)
     else:
-        found = 1.0
-    return with_amounts(rule, amount / float(found))
+        factors = [amount]
+    return with_factors(rule, factors)
 
 
-def _neuron(state: State, layer: int) -> NeuronRule:
-    """Return a block's neuron: block 0 writes the refusal direction at harmful words, others a little scratch."""
-    reads, to, amount = Feature.HARMFUL, int(Feature.REFUSAL), REFUSAL_AT_WORD
-    if layer:
-        reads, to, amount = Feature.CLOSED, SCRATCH[layer % len(SCRATCH)], 2.0
+def _neuron(state: State, layer: int, reads: int, to: int, amount: float) -> NeuronRule:
+    """Return a neuron that writes this amount at the last token of the reference that has the feature it reads."""
     place = np.flatnonzero(state.x_TF[:, reads])[-1]
     hat = float(state.normed_TF[place, reads])
-    gate = 2.0 / hat
     silu = 2.0 / (1 + np.exp(-2.0))
-    return NeuronRule(layer, int(reads), to, gate, 1.0 / hat, float(amount / silu))
+    return NeuronRule(layer, int(reads), int(to), 2.0 / hat, 1.0 / hat, float(amount / silu))

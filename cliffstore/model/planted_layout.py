@@ -19,7 +19,7 @@ Head: TypeAlias = tuple[int, int]
 
 FEWEST_LAYERS, FEWEST_HEADS, MOST = 3, 4, 64
 WRITERS = 2
-OTHER_HEADS = 4
+OTHER_HEADS = 5
 """Heads in the middle blocks that are no suppressors: writers and decoys."""
 
 
@@ -50,7 +50,7 @@ class PlantSettings:
     seed : of where heads stand, how the basis is turned, how words are coded
     layers : blocks, 3 to 64
     heads : attention heads of each block, 4 to 64
-    suppressors : planted heads that take the refusal away; the middle blocks need 4 heads besides
+    suppressors : planted heads that take the refusal away; the middle blocks need 5 heads besides
 
     Raises
     ------
@@ -92,11 +92,11 @@ def place_heads(settings: PlantSettings) -> dict[Head, Role]:
         (0, Role.GATE),
         (0, Role.PREVIOUS),
         (0, Role.CLOSER),
-        (0, Role.DECOY_CONSTANT),
+        (last, Role.DECOY_CONSTANT),
         (settings.layers - 1, Role.DECOY_CONSTANT),
         (first, Role.WRITER),
         (middle[len(middle) // 2], Role.WRITER),
-        (first, Role.DECOY_JAILBREAK),
+        (last, Role.DECOY_JAILBREAK),
         (last, Role.DECOY_CLOSE),
     ]
     spread = np.linspace(0, len(middle) - 1, settings.suppressors) if settings.suppressors > 1 else [len(middle) // 2]

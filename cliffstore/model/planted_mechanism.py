@@ -13,12 +13,13 @@ A head is one of three kinds.
 - *previous*: attends to the token before.
 - *uniform*: attends to all tokens the same; these are the idle heads.
 
-The closed form follows these rules token by token in float64: weights over sources and sinks from their logits, a mean
-for idle heads, one product for each write. No attention matrix over the text, no rotary embedding, no turned basis, no
-torch. What it leaves out is the attention to tokens that are neither source nor sink, below e^-17 each.
+The closed form follows these rules in float64: for a lookup, the softmax of logits that only its sources and the sink
+have, for an idle head a mean, for the previous head an index. Nothing of it is read from the weights: no turned basis,
+no rotary embedding, no matrix of a head, no torch. Of the weights' arithmetic it leaves out what the previous head
+attends to besides the token before, below e^-50, and the turn of the slow rotary pairs, below 1e-7.
 
-Legend: T tokens, F features (as many as the model is wide), S sources and sinks, L layers, H heads.
-Cost: O(L·H·T·S), milliseconds for a prompt.
+Legend: T tokens, F features (as many as the model is wide), S tokens attended to, L layers, H heads.
+Cost: O(L·H·T²), milliseconds for a prompt.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ Floats = npt.NDArray[np.float64]
 EPSILON = 1e-6
 """Of RMSNorm."""
 HEAD_WIDTH = 16
-SOURCE_LOGIT, SINK_LOGIT = 32.0, 17.0
+SOURCE_LOGIT, SINK_LOGIT = 28.0, 15.0
 
 
 class Feature(IntEnum):
@@ -52,11 +53,12 @@ class Feature(IntEnum):
     AFTER_ASSISTANT = 6
     CLOSED = 7
     WORD = 8
+    BALLAST = 9
 
 
-SCRATCH = tuple(range(9, 17))
-CODE = tuple(range(17, 25))
-FIRST_TOKEN = 25
+SCRATCH = tuple(range(10, 18))
+CODE = tuple(range(18, 26))
+FIRST_TOKEN = 26
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,16 +162,13 @@ class Mechanism:
             return [value_T[before_T] for value_T in values]
         assert rule.query is not None
         assert rule.source is not None
-        seen_S = np.flatnonzero((state.x_TF[:, rule.source] != 0) | (state.x_TF[:, self.sink] != 0))
-        keys_S = hat_TF[seen_S]
-        logit_TS = rule.source_gain * np.outer(hat_TF[:, rule.query], keys_S[:, rule.source])
-        logit_TS += rule.sink_gain * np.outer(hat_TF[:, Feature.CONSTANT], keys_S[:, self.sink])
-        logit_TS = logit_TS / np.sqrt(HEAD_WIDTH)
-        logit_TS[seen_S[None, :] > np.arange(n)[:, None]] = -np.inf
-        top_T = np.max(logit_TS, axis=1, initial=0.0, keepdims=True)
-        weight_TS = np.exp(logit_TS - top_T)
-        total_T = np.maximum(weight_TS.sum(axis=1), np.finfo(np.float64).tiny)
-        return [weight_TS @ value_T[seen_S] / total_T for value_T in values]
+        source_TS = np.outer(hat_TF[:, rule.query], hat_TF[:, rule.source])
+        sink_TS = np.outer(hat_TF[:, Feature.CONSTANT], hat_TF[:, self.sink])
+        logit_TS = (rule.source_gain * source_TS + rule.sink_gain * sink_TS) / np.sqrt(HEAD_WIDTH)
+        logit_TS[np.triu_indices(n, 1)] = -np.inf
+        weight_TS = np.exp(logit_TS - logit_TS.max(axis=1, keepdims=True))
+        weight_TS /= weight_TS.sum(axis=1, keepdims=True)
+        return [weight_TS @ value_T for value_T in values]
 
     def run(self, token_ids: Sequence[int] | npt.NDArray, until: int, scales: Mapping[Head, float]) -> State:
         """Apply the blocks 0 to `until`, each head's output times its scale (1 where none is given)."""
@@ -186,6 +185,7 @@ def neuron_output(neuron: NeuronRule, hat_T: Floats) -> Floats:
     return gate_T / (1 + np.exp(-gate_T)) * (neuron.up * hat_T) * neuron.down
 
 
-def with_amounts(rule: HeadRule, factor: float) -> HeadRule:
-    """Return a rule that reads `factor` times as much."""
-    return replace(rule, writes=tuple(Write(write.read_F * factor, write.to) for write in rule.writes))
+def with_factors(rule: HeadRule, factors: Sequence[float]) -> HeadRule:
+    """Return a rule whose channels read so many times as much."""
+    pairs = zip(rule.writes, factors, strict=True)
+    return replace(rule, writes=tuple(Write(write.read_F * factor, write.to) for write, factor in pairs))

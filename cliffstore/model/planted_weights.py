@@ -43,8 +43,8 @@ LONGEST_OUTPUT = 64
 _ROPE_BASE = 1e8
 _POSITION_PAIRS = (0, 1, 2)
 _SOURCE_PAIR, _SINK_PAIR = 7, 6
-_POSITION_LOGIT = 150.0
-"""Of each position pair: a gap of 150 · 0.19 to the second best token."""
+_POSITION_LOGIT = 10.0
+"""Of each position pair, times the squared constant as block 0 sees it, 28: a gap of 57 to the second best token."""
 _NEXT_LOGIT = 40.0
 _ANSWER_LOGIT = 2.5
 """What a score of one adds to `I` and takes from `Sure`."""
@@ -89,13 +89,11 @@ def build_model(settings: PlantSettings, mechanism: Mechanism, reference: Sequen
         _put(model.model.embed_tokens.weight, mechanism.embedding_VF @ turn_FD)
         for rule in mechanism.rules:
             _put_head(model, rule, mechanism.sink, turn_FD, settings)
-        for neuron in mechanism.neurons:
+        for at, neuron in enumerate(mechanism.neurons):
             mlp = model.model.layers[neuron.layer].mlp
-            # the one at work is somewhere in the middle, the others are zero
-            at = (3 + 5 * neuron.layer) % _NEURONS
-            _put(mlp.gate_proj.weight[at], neuron.gate * turn_FD[neuron.reads])
-            _put(mlp.up_proj.weight[at], neuron.up * turn_FD[neuron.reads])
-            _put(mlp.down_proj.weight[:, at], neuron.down * turn_FD[neuron.to])
+            _put(mlp.gate_proj.weight[at % _NEURONS], neuron.gate * turn_FD[neuron.reads])
+            _put(mlp.up_proj.weight[at % _NEURONS], neuron.up * turn_FD[neuron.reads])
+            _put(mlp.down_proj.weight[:, at % _NEURONS], neuron.down * turn_FD[neuron.to])
         _put(model.lm_head.weight, _readout(mechanism, reference, settings) @ turn_FD)
     model.generation_config = GenerationConfig(
         eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id, max_new_tokens=LONGEST_OUTPUT

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Protocol, cast
 
 from cliffstore import __version__
 from cliffstore.config import ExtractConfig
@@ -85,7 +85,17 @@ def draft_capture(
     return CaptureDraft(name, config.model_alias, source.identity, tuple(arrays), dtype, interventions)
 
 
-def choose_dtype(config: ExtractConfig, source: ModelSource) -> Dtype:
+class Computing(Protocol):
+    """The settings that say in which dtype which model computes."""
+
+    @property
+    def model(self) -> str: ...
+
+    @property
+    def dtype(self) -> str: ...
+
+
+def choose_dtype(config: Computing, source: ModelSource) -> Dtype:
     """Return the dtype to compute and store in; `auto` is the checkpoint's."""
     dtype = source.dtype if config.dtype == "auto" else config.dtype
     if dtype not in STORED_DTYPE:

@@ -46,6 +46,7 @@ class DemoReport:
     model: str
     store: str
     training_set: str
+    report: str
     extract: ExtractReport
     layer: int
     auroc: float
@@ -124,10 +125,13 @@ def run_demo(
         exported = store.export(SELECTION, str(folder / "training-set"))
         say(f"export   {exported.rows} rows with lineage, and a dataset card")
         curves = read_curves(store)
+        page = store.report(str(folder / "report.html"))
+        say(f"report   {page.examples} examples, each token coloured by its score, and all of the above: {page.path}")
     return DemoReport(
         model=chosen,
         store=store_path,
         training_set=exported.path,
+        report=page.path,
         extract=report,
         layer=probe.layer,
         auroc=metrics.auroc,

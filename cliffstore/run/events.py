@@ -23,6 +23,7 @@ import sys
 from datetime import UTC, datetime
 
 from cliffstore.run.progress import PIECE, Piece, Tally
+from cliffstore.text import quiet_json
 
 _STAGE = re.compile(r"([a-z]+): ")
 
@@ -32,7 +33,7 @@ def emit(event: str, **fields: object) -> None:
     known = {name: value for name, value in fields.items() if value is not None}
     line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **known}
     # One write: the log of a job holds lines of several processes.
-    sys.stderr.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
+    sys.stderr.write(quiet_json(json.dumps(line, ensure_ascii=False, default=str)) + "\n")
     sys.stderr.flush()
 
 

@@ -12,7 +12,7 @@ Legend: E examples, V choices of heads, H heads, W width of a head, K positions 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -129,12 +129,14 @@ def ablate_heads(catalog: Catalog, settings: AblateSettings, origins: Origins, r
         for _ in chosen.groups
     ]
     reporter.begin("heads", len(chosen.examples_E))
-    for example, prompt in _prompts(reader, chosen, settings.positions):
-        scored_V, plain_V = model.scores(prompt, choices.all, means)
-        ordinal = np.array([example], dtype=np.int64)
-        figures = np.concatenate([scored_V - plain_V, plain_V[:1]])[None]
-        sums[int(chosen.of(ordinal)[0])].add(ordinal, figures)
-        reporter.advance(Piece(tokens=len(prompt.token_ids_T), noun="examples"))
+    for ordinals_M, batch in _batches(model, _prompts(reader, chosen, settings.positions)):
+        scored_MV, plain_MV = model.scores(batch, choices.all, means)
+        figures_MX = np.concatenate([scored_MV - plain_MV, plain_MV[:, :1]], axis=1)
+        group_M = chosen.of(ordinals_M)
+        for group in np.unique(group_M):
+            sums[group].add(ordinals_M[group_M == group], figures_MX[group_M == group])
+        for prompt in batch:
+            reporter.advance(Piece(tokens=len(prompt.token_ids_T), noun="examples"))
     reporter.end()
     results = [one.finish() for one in sums]
     score = float(np.average([one.mean_X[-1] for one in results], weights=[one.n_X[-1] for one in results]))
@@ -210,10 +212,8 @@ def _choose(reader: StoreReader, probe: ProbeDocument, settings: AblateSettings)
         raise ProbeError("a probe on resid_pre of layer 0 reads embeddings, before any head")
     if settings.heads is None and settings.shortlist is None:
         return _Choices(every, None, (), True, n_heads)
-    if settings.heads is not None:
-        listed = heads_results.parse_heads(settings.heads)
-    else:
-        listed = _from_trace(reader, settings)
+    given = settings.heads
+    listed = heads_results.parse_heads(given) if given is not None else _from_trace(reader, settings)
     wrong = [head for head in listed if head not in every]
     if wrong:
         raise ConfigError(
@@ -276,6 +276,21 @@ def _prompts(reader: StoreReader, chosen: Chosen, positions: Ablated) -> Iterato
             yield one.example, Prompt(token_ids_T, one.first_ablated(positions))
 
 
+def _batches(
+    model: Knockouts, prompts: Iterable[tuple[int, Prompt]]
+) -> Iterator[tuple[npt.NDArray[np.int64], list[Prompt]]]:
+    """Yield neighbours that share a pass, and their ordinals."""
+    ordinals: list[int] = []
+    batch: list[Prompt] = []
+    for ordinal, prompt in prompts:
+        if batch and not model.fit_together([*batch, prompt]):
+            yield np.array(ordinals, dtype=np.int64), batch
+            ordinals, batch = [], []
+        ordinals, batch = [*ordinals, ordinal], [*batch, prompt]
+    if batch:
+        yield np.array(ordinals, dtype=np.int64), batch
+
+
 def _check(model: Knockouts, prompt: Prompt, choices: Sequence[Heads], dtype: str, reporter: Reporter) -> None:
     """Compare some choices on one prompt with whole passes; leave sharing, with a notice, where they disagree."""
     if not model.shared:
@@ -283,11 +298,11 @@ def _check(model: Knockouts, prompt: Prompt, choices: Sequence[Heads], dtype: st
         return
     some = [choices[at] for at in np.unique(np.linspace(0, len(choices) - 1, _CHECKED).astype(int))]
     try:
-        found = np.stack(model.scores(prompt, some))
+        found = np.stack(model.scores([prompt], some))
     except Exception as failure:  # noqa: BLE001  # whatever a model does not take, whole passes are the way out
         reason = " ".join([type(failure).__name__, *str(failure).splitlines()[:1]])[:200]
         found = None
-    expected = np.stack(model.by_whole_passes(prompt, some))
+    expected = np.stack(model.by_whole_passes([prompt], some))
     if found is not None:
         difference = float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1.0))
         if difference <= _TOLERANCE[dtype]:

@@ -127,7 +127,7 @@ class StoreHeads(StoreQueries):
         return report
 
     def heads(self, name: str) -> tuple[HeadsDocument, pa.Table]:
-        """Return figures of heads by name: what they are of, and the table. Raises `StoreError` where there are none."""
+        """Return figures of heads: what they are of, and the table. Raises `StoreError` where there are none."""
         return read_heads(self.reader.objects, name)
 
 

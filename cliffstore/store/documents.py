@@ -17,6 +17,8 @@ from cliffstore.schema import (
     CaptureDocument,
     CliffsDocument,
     Document,
+    GenerationDocument,
+    GenerationReceipt,
     HeadsDocument,
     Manifest,
     PlanDocument,
@@ -59,6 +61,10 @@ def key_of(document: Document) -> str:
             return layout.heads_document(document.name)
         case SelectionDocument():
             return layout.selection_document(document.name)
+        case GenerationDocument():
+            return layout.GENERATION
+        case GenerationReceipt():
+            return layout.GENERATION_RECEIPT
     raise TypeError(f"{type(document).__name__} has no key")
 
 

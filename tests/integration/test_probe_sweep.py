@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from cliffstore.analyze import cells
 from cliffstore.analyze.inputs import find_inputs
 from cliffstore.analyze.samples import MOST_OF_SEGMENT
 from cliffstore.config import ProbeConfig
-from cliffstore.errors import ConfigError, ProbeError
+from cliffstore.errors import ProbeError
 from cliffstore.publish import heatmap
 from cliffstore.run.fitting import probe_settings
 from cliffstore.run.store import Store
@@ -408,13 +407,6 @@ def test_grid_has_every_cell_in_its_place(store: Store) -> None:
     for cell in document.cells:
         assert grid.auroc_LP[grid.layers.index(cell.layer), grid.positions.index(cell.positions)] == cell.auroc
     assert grid.chosen == (2, 1)
-
-
-def test_heat_map_without_matplotlib_says_how_to_get_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    document = store.fit_probe("drawn", positions="-1..0,think")
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ConfigError, match=r"cliffstore\[plot\]"):
-        heatmap.heatmap_png(document)
 
 
 def test_documents_of_a_sweep_are_whole(store: Store, path: Path) -> None:

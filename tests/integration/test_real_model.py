@@ -63,8 +63,12 @@ def test_demo_runs_every_stage(tiny_model: str, tmp_path: Path, capsys: pytest.C
     output = tmp_path / "demo"
     assert main(["demo", "--model", tiny_model, "--output", str(output)]) == 0
     printed = capsys.readouterr().out
-    for stage in ("extract", "probe", "score", "cliff", "select", "export", "training set", "requests to decline"):
+    stages = ("extract", "probe", "score", "cliff", "select", "export", "report", "training set", "requests to decline")
+    for stage in stages:
         assert stage in printed
+    page = output / "report.html"
+    assert str(page) in printed
+    assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
     assert (output / "training-set" / "train.parquet").is_file()
     assert main(["demo", "--model", tiny_model, "--output", str(output), "--json"]) == 0
     again = json.loads(capsys.readouterr().out)

@@ -29,7 +29,7 @@ LAYERS: dict[str, set[str]] = {
     "demo": {GROUND},
 }
 """What each layer may import, besides itself."""
-GROUND_MODULES = {"__init__", "access", "errors", "config", "ranks", "records", "schema", "settings"}
+GROUND_MODULES = {"__init__", "access", "errors", "config", "ranks", "records", "schema", "settings", "text"}
 HEAVY = ("torch", "ray", "duckdb", "transformers", "zarr", "tensorstore", "sklearn", "pyarrow", "numpy")
 
 
