@@ -13,8 +13,12 @@ let opened = null; // { index, table }
 export function openExample(index, table) {
   opened = { index, table };
   draw();
-  if (!dialog.open) dialog.showModal();
-  dialog.querySelector(".dialog-body").scrollTop = 0;
+  const body = dialog.querySelector(".dialog-body");
+  if (!dialog.open) {
+    dialog.showModal();
+    body.focus({ preventScroll: true }); // not the choice of probes, which the arrow keys would change
+  }
+  body.scrollTop = 0;
 }
 
 export function watchExample() {
