@@ -49,6 +49,7 @@ class ReportPage(HTMLParser):
         """Return the tokens of an example as the page's script has them."""
         packed = self.tokens
         one = packed["examples"][index]
+        digits = next(one["digits"] for one in self.table["probes"] if one["name"] == probe)
         steps = one["scores"][probe] or [None] * len(one["tokens"])
         segments = [
             packed["segments"][number]
@@ -61,7 +62,7 @@ class ReportPage(HTMLParser):
                 "token_id": packed["ids"][number],
                 "token": packed["texts"][number],
                 "segment": segment,
-                "score": None if step is None else step / packed["per_logit"],
+                "score": None if step is None else step / 10**digits,
             }
             for at, (number, step, segment) in enumerate(zip(one["tokens"], steps, segments, strict=True))
         ]

@@ -312,6 +312,7 @@ def test_several_probes_and_what_is_not_on_the_page(built: Built, tmp_path: Path
     assert f"{PROBE}-random-0-0" in page.texts["examples"]
     assert page.texts["probes"].count("a control") == 2
     with Store(str(store)) as opened:
+        assert page.table["probes"][1]["digits"] >= 3
         for name in (control, PROBE):
             scores = opened.sql(f"SELECT score FROM scores WHERE probe = '{name}' AND example = 3 ORDER BY position")
             found = [one["score"] for one in page.tokens_of(3, name)]

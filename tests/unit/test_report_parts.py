@@ -12,9 +12,10 @@ import pytest
 
 from cliffstore.publish.report import scale
 from cliffstore.publish.report.bundle import bundle, check_joined
-from cliffstore.publish.report.page import number, size, store_name
+from cliffstore.publish.report.page import number, plain, size, store_name
 from cliffstore.publish.report.payload import to_payload
 from cliffstore.publish.report.scale import THEMES, Theme, colours, contrast, limit_of, luminance
+from cliffstore.publish.report.tokens import digits_of
 
 ANOMALIES = {
     "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
@@ -88,6 +89,12 @@ def test_one_loud_score_does_not_take_the_colours() -> None:
     assert limit_of(np.array([*np.linspace(-2, 2, 400), 300.0], dtype=np.float32)) == pytest.approx(2.0)
 
 
+@pytest.mark.parametrize(("limit", "digits"), [(1000.0, 3), (5.0, 3), (1.0, 3), (0.6, 4), (0.06, 5), (0.005, 6)])
+def test_scores_have_a_thousand_steps_at_least(limit: float, digits: int) -> None:
+    assert digits_of(limit) == digits
+    assert limit * 10**digits >= 1_000
+
+
 def test_script_is_one_module_with_every_file_in_it_once() -> None:
     text = bundle()
     scripts = [one.name for one in (files("cliffstore.publish.report") / "scripts").iterdir()]
@@ -129,5 +136,8 @@ def test_data_survive_and_their_source_hides_nothing() -> None:
 def test_numbers_as_they_are_read() -> None:
     assert number(None) == "–"
     assert number(-1234.5678) == "\u22121,234.568"
+    assert [plain(value) for value in (None, True, -3, 0.25, -0.0123456, 0.0)] == [
+        "–", "yes", "\u22123", "0.250", "\u22120.0123", "0.000",
+    ]  # fmt: skip
     assert [size(value) for value in (0, 999, 1_000, 730_805_760)] == ["0 B", "999 B", "1.0 kB", "730.8 MB"]
     assert [store_name(url) for url in ("./acts", "s3://bucket/acts/", "/tmp/a/b")] == ["acts", "bucket/acts", "a/b"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -23,7 +24,7 @@ from cliffstore.publish.report.missing import Missing
 from cliffstore.publish.report.payload import to_payload
 from cliffstore.publish.report.quality import ProbeFacts
 from cliffstore.publish.report.rows import ExampleRows
-from cliffstore.publish.report.tokens import PER_LOGIT, PackedTokens
+from cliffstore.publish.report.tokens import PackedTokens
 from cliffstore.text import printable
 
 _FEW = 12
@@ -102,7 +103,6 @@ def render(parts: PageParts) -> bytes:
         digest_of_script=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         table_data=Markup(to_payload(_table(parts))),
         token_data=Markup(to_payload(parts.tokens.to_plain())),
-        per_logit=PER_LOGIT,
         few=_FEW,
         svg=Markup,
     )
@@ -124,6 +124,7 @@ def _table(parts: PageParts) -> dict[str, Any]:
                 "plateau": cliffs.plateau if (cliffs := kinds[name].cliffs) is not None else None,
                 "window": cliffs.window if cliffs is not None else None,
                 "limit": parts.tokens.limits[name],
+                "digits": parts.tokens.digits[name],
             }
             for name in parts.shown_probes
         ],
@@ -175,7 +176,12 @@ def plain(value: object) -> str:
         return "yes" if value else "no"
     if isinstance(value, int):
         return count(value).replace("-", "\u2212")
-    return number(value) if isinstance(value, float) else shown(value, 200)
+    return number(value, decimals(value)) if isinstance(value, float) else shown(value, 200)
+
+
+def decimals(value: float) -> int:
+    """Return with how many decimals a number is written: three, or so many that three figures of it are seen."""
+    return 3 if value == 0 or abs(value) >= 0.1 else min(2 - math.floor(math.log10(abs(value))), 9)
 
 
 def is_numeric(value: object) -> bool:

@@ -48,13 +48,18 @@ class ProbeFacts:
     @property
     def is_control(self) -> bool:
         """Whether it was made as a control: a random direction."""
-        return self.document.kind == "imported" and "-random-" in self.document.name
+        return is_control(self.document)
 
     @property
     def cells(self) -> list[CellMetrics]:
         """All places and layers, by place and layer."""
         places = list(dict.fromkeys(cell.positions for cell in self.document.cells))
         return sorted(self.document.cells, key=lambda cell: (places.index(cell.positions), cell.layer))
+
+
+def is_control(document: ProbeDocument) -> bool:
+    """Return whether a probe was made as a control: a random direction."""
+    return document.kind == "imported" and "-random-" in document.name
 
 
 def read_probes(catalog: Catalog) -> list[ProbeFacts]:
@@ -78,7 +83,7 @@ def _facts(catalog: Catalog, reader: StoreReader, document: ProbeDocument) -> Pr
         cliffs=cliffs,
         with_cliff=counts["with_cliff"],
         without_cliff=counts["n"] - counts["with_cliff"],
-        remarks=remarks_on(document),
+        remarks=[] if is_control(document) else remarks_on(document),
     )
 
 

@@ -1,14 +1,16 @@
 """The tokens of the examples that are shown, and their scores, packed for the page.
 
 Each distinct pair of token id and text is written once, the frequent ones first, and a token is its number. Segments
-are runs. Scores are whole numbers of thousandths of a logit: the page shows three decimals, and is off by 0.0005 at
-most. Some ten bytes a token and probe. Only units that hold an example are read.
+are runs. Scores are whole numbers of the last decimal that the page shows: three decimals of a logit, or as many more
+as it takes for a thousand steps up to where the colours of a probe end. Some ten bytes a token and probe. Only units
+that hold an example are read.
 
 Legend: N tokens of an example.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,8 +28,6 @@ from cliffstore.store import layout, tables
 from cliffstore.store.reader import StoreReader
 from cliffstore.store.scores import ProbeKey, scored_units
 
-PER_LOGIT = 1_000
-"""Steps of a logit in which scores are written."""
 _COLUMNS = ["example", "position", "token_id", "token", "segment"]
 
 Pair = tuple[int, str]
@@ -44,6 +44,7 @@ class PackedTokens:
     examples : by ordinal ascending: `first` position, `tokens` as numbers, `runs` of segments (number, length, ...),
         `scores` by probe
     limits : by probe, where the colours end, in logits
+    digits : by probe, decimals of its scores
     unscored : by probe, how many of the examples have no score at all
     """
 
@@ -51,6 +52,7 @@ class PackedTokens:
     segments: Sequence[str]
     examples: Sequence[Mapping[str, Any]]
     limits: Mapping[str, float]
+    digits: Mapping[str, int]
     unscored: Mapping[str, int]
 
     @property
@@ -59,7 +61,6 @@ class PackedTokens:
 
     def to_plain(self) -> dict[str, object]:
         return {
-            "per_logit": PER_LOGIT,
             "ids": [number for number, _ in self.vocabulary],
             "texts": [text for _, text in self.vocabulary],
             "segments": list(self.segments),
@@ -90,25 +91,33 @@ def pack_tokens(reader: StoreReader, shown: ShownExamples, probes: Sequence[Prob
         for name, score_N in score_by_probe.items():
             held[name].append(score_N)
         for example, slice_N in _by_example(table["example"].to_numpy()):
-            scores = {name: _steps(score_N[slice_N]) for name, score_N in score_by_probe.items()}
-            for name in [name for name, steps in scores.items() if all(step is None for step in steps)]:
+            own = {name: score_N[slice_N] for name, score_N in score_by_probe.items()}
+            for name in [name for name, score_N in own.items() if not np.isfinite(score_N).any()]:
                 unscored[name] += 1
-                scores[name] = []
-            found[example] = _packed(table.slice(slice_N.start, slice_N.stop - slice_N.start), scores)
+                own[name] = _nothing(0)
+            found[example] = _packed(table.slice(slice_N.start, slice_N.stop - slice_N.start), own)
     counts = Counter(pair for one in found.values() for pair in one["tokens"])
     vocabulary = sorted(counts, key=lambda pair: (-counts[pair], pair))
     number_of = {pair: number for number, pair in enumerate(vocabulary)}
     segments = list(dict.fromkeys(name for one in found.values() for name in one["runs"][::2]))
+    limits = {name: limit_of(np.concatenate([_nothing(0), *parts])) for name, parts in held.items()}
+    digits = {name: digits_of(limit) for name, limit in limits.items()}
     examples = []
     for example in sorted(found):
         one = found[example]
         runs = [segments.index(part) if isinstance(part, str) else part for part in one["runs"]]
-        examples.append({**one, "tokens": [number_of[pair] for pair in one["tokens"]], "runs": runs})
-    limits = {name: limit_of(np.concatenate([np.empty(0, np.float32), *parts])) for name, parts in held.items()}
-    return PackedTokens(vocabulary, segments, examples, limits, dict(unscored))
+        scores = {name: _steps(score_N, digits[name]) for name, score_N in one["scores"].items()}
+        numbers = [number_of[pair] for pair in one["tokens"]]
+        examples.append({"first": one["first"], "tokens": numbers, "runs": runs, "scores": scores})
+    return PackedTokens(vocabulary, segments, examples, limits, digits, dict(unscored))
 
 
-def _packed(table: pa.Table, scores: Mapping[str, list[int | None]]) -> dict[str, Any]:
+def digits_of(limit: float) -> int:
+    """Return with how many decimals scores are written whose colours end at a limit."""
+    return max(3, 3 - math.floor(math.log10(limit)))
+
+
+def _packed(table: pa.Table, scores: Mapping[str, npt.NDArray[np.float32]]) -> dict[str, Any]:
     runs: list[Any] = []
     for segment, own in groupby(table["segment"].to_pylist()):
         runs += [segment, sum(1 for _ in own)]
@@ -153,6 +162,6 @@ def _by_example(example_N: npt.NDArray[np.int64]) -> list[tuple[int, slice]]:
     return [(int(example_N[begin]), slice(int(begin), int(end))) for begin, end in zip(begins, ends, strict=True)]
 
 
-def _steps(score_N: npt.NDArray[np.float32]) -> list[int | None]:
-    scaled_N = np.rint(score_N.astype(np.float64) * PER_LOGIT)
+def _steps(score_N: npt.NDArray[np.float32], digits: int) -> list[int | None]:
+    scaled_N = np.rint(score_N.astype(np.float64) * 10**digits)
     return [int(step) if np.isfinite(step) else None for step in scaled_N.tolist()]

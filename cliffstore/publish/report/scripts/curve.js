@@ -52,7 +52,7 @@ function runsOf(tokens) {
 }
 
 // cliff: plateau, final ...; point(position) is told which token the pointer is at, or null.
-export function drawCurve(tokens, cliff, point) {
+export function drawCurve(tokens, cliff, digits, point) {
   const scored = tokens.filter((token) => token.score !== null);
   if (!scored.length) return element("p", { class: "note" }, "No token of this example has a score of this probe.");
   const first = tokens[0].to_decision;
@@ -62,19 +62,20 @@ export function drawCurve(tokens, cliff, point) {
   const x = (at) => LEFT + ((at - first + 0.5) / (last - first + 1)) * (WIDTH - LEFT - RIGHT);
   const y = (score) => TOP + ((high - Math.max(low, Math.min(high, score))) / (high - low)) * (HEIGHT - TOP - BOTTOM);
   const svg = shape("svg", { class: "curve", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img" });
-  svg.append(shape("title", {}, describe(scored, cliff)));
+  svg.append(shape("title", {}, describe(scored, cliff, digits)));
   drawSegments(svg, tokens, x);
   drawAxes(svg, low, high, first, last, x, y);
   drawLine(svg, scored, x, y);
   drawMarks(svg, tokens, cliff, x, y);
-  drawBeyond(svg, scored, low, high, x);
+  drawBeyond(svg, scored, low, high, x, digits - 2);
   watchCurve(svg, tokens, x, point);
   return svg;
 }
 
-function describe(scored, cliff) {
-  const range = `${fixed(Math.min(...scored.map((one) => one.score)))} to ${fixed(Math.max(...scored.map((one) => one.score)))}`;
-  const fall = cliff && cliff.cliff !== null ? `; plateau ${fixed(cliff.plateau)}, final ${fixed(cliff.final)}, cliff ${fixed(cliff.cliff)}` : "";
+function describe(scored, cliff, digits) {
+  const scores = scored.map((one) => one.score);
+  const range = `${fixed(Math.min(...scores), digits)} to ${fixed(Math.max(...scores), digits)}`;
+  const fall = cliff && cliff.cliff !== null ? `; plateau ${fixed(cliff.plateau, digits)}, final ${fixed(cliff.final, digits)}, cliff ${fixed(cliff.cliff, digits)}` : "";
   return `Scores of ${scored.length} tokens, ${range}${fall}`;
 }
 
@@ -131,7 +132,7 @@ function drawMarks(svg, tokens, cliff, x, y) {
 }
 
 // Scores that have no room: a triangle at the edge, and the value.
-function drawBeyond(svg, scored, low, high, x) {
+function drawBeyond(svg, scored, low, high, x, digits) {
   for (const token of scored) {
     if (token.score >= low && token.score <= high) continue;
     const isAbove = token.score > high;
@@ -140,7 +141,7 @@ function drawBeyond(svg, scored, low, high, x) {
     const at = x(token.to_decision);
     const toLeft = at > WIDTH / 2;
     svg.append(shape("path", { class: "beyond", d: `M${at},${edge}L${at - 4},${base}L${at + 4},${base}Z` }));
-    svg.append(shape("text", { x: at + (toLeft ? -7 : 7), y: edge + (isAbove ? 8 : -1), "text-anchor": toLeft ? "end" : "start" }, fixed(token.score, 1)));
+    svg.append(shape("text", { x: at + (toLeft ? -7 : 7), y: edge + (isAbove ? 8 : -1), "text-anchor": toLeft ? "end" : "start" }, fixed(token.score, digits)));
   }
 }
 

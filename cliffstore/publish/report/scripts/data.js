@@ -8,7 +8,10 @@ export const data = parsed("table-data");
 export const known = data.rows.known;
 export const total = known.example.length;
 
-export const state = { probe: data.probes.length ? data.probes[0].name : null, selection: data.selections.length ? 0 : null };
+// What is shown: at first the first probe, and the first selection that was made with it.
+const firstProbe = data.probes.length ? data.probes[0].name : null;
+const ownSelection = data.selections.findIndex((one) => one.probe === firstProbe);
+export const state = { probe: firstProbe, selection: data.selections.length ? Math.max(0, ownSelection) : null };
 
 let held = null;
 export function tokens() {
@@ -50,6 +53,7 @@ export function tokensOf(index, probe) {
   const packed = tokens();
   const one = packed.examples[index];
   const steps = one.scores[probe] || [];
+  const perLogit = 10 ** (probe === null ? 0 : probeOf(probe).digits);
   const decision = known.decision[index];
   const found = [];
   let at = 0;
@@ -65,7 +69,7 @@ export function tokensOf(index, probe) {
         segment,
         id: packed.ids[number],
         text: packed.texts[number],
-        score: step === null || step === undefined ? null : step / packed.per_logit,
+        score: step === null || step === undefined ? null : step / perLogit,
       });
       at += 1;
     }

@@ -2,7 +2,7 @@
 
 import { cliffOf, data, known, placeIn, probeOf, state, tokensOf } from "./data.js";
 import { drawCurve } from "./curve.js";
-import { fixed, plainNumber } from "./numbers.js";
+import { digitsFor, fixed, plainNumber } from "./numbers.js";
 import { element, isolated, prose, visible } from "./text.js";
 import { drawTokens, legend, linesOf } from "./tokens.js";
 import { hideTip, showTip } from "./tip.js";
@@ -16,7 +16,7 @@ export function openExample(index, table) {
   const body = dialog.querySelector(".dialog-body");
   if (!dialog.open) {
     dialog.showModal();
-    body.focus({ preventScroll: true }); // not the choice of probes, which the arrow keys would change
+    body.focus();
   }
   body.scrollTop = 0;
 }
@@ -44,8 +44,11 @@ function step(by) {
   const order = opened.table.order;
   const goal = order[order.indexOf(opened.index) + by];
   if (goal === undefined) return;
+  const had = document.activeElement === null ? "" : document.activeElement.className;
   openExample(goal, opened.table);
-  dialog.querySelector(by > 0 ? ".next" : ".previous").focus();
+  // The focus stays where it was: on the same button, or on the example.
+  const button = ["next", "previous"].includes(had) ? dialog.querySelector(`.${had}`) : null;
+  (button && !button.disabled ? button : dialog.querySelector(".dialog-body")).focus();
 }
 
 function draw() {
@@ -90,7 +93,7 @@ function fill(left, right, index) {
   left.append(element("h3", {}, "Tokens"));
   if (probe) left.append(legend(probe));
   const steepest = cliff ? cliff.steepest_position : null;
-  const drawn = drawTokens(tokens, probe || { limit: 1, positive: null }, steepest);
+  const drawn = drawTokens(tokens, probe || { limit: 1, positive: null, digits: 3 }, steepest);
   left.append(drawn.root);
   if (probe) right.append(...figuresOf(index, probe, cliff, tokens, drawn));
   right.append(...reasonsOf(index), ...lineageOf(index, probe));
@@ -101,14 +104,14 @@ function figuresOf(index, probe, cliff, tokens, drawn) {
   const point = (token, event) => {
     if (!token) return hideTip();
     const made = drawn.mark(token.position);
-    showTip({ closest: (query) => made.closest(query), getBoundingClientRect: () => new DOMRect(event.clientX, event.clientY - 8, 1, 16) }, linesOf(token));
+    showTip({ closest: (query) => made.closest(query), getBoundingClientRect: () => new DOMRect(event.clientX, event.clientY - 8, 1, 16) }, linesOf(token, probe.digits));
     return null;
   };
   const figures = cliff && cliff.n_think !== null
     ? [
-        ["plateau", fixed(cliff.plateau)],
-        ["final", fixed(cliff.final)],
-        ["cliff", fixed(cliff.cliff)],
+        ["plateau", fixed(cliff.plateau, probe.digits)],
+        ["final", fixed(cliff.final, probe.digits)],
+        ["cliff", fixed(cliff.cliff, probe.digits)],
         ["thinking tokens", plainNumber(cliff.n_think)],
         ["steepest at", cliff.steepest_position === null ? "–" : fixed(cliff.steepest_position - known.decision[index], 0)],
         ["tokens it takes", plainNumber(cliff.n_steep)],
@@ -117,7 +120,7 @@ function figuresOf(index, probe, cliff, tokens, drawn) {
   const rule = probe.plateau ? `The plateau is the ${probe.plateau} over ${probe.window} thinking tokens; steepest: distance from the decision.` : "No cliffs of this probe are ranked.";
   return [
     element("h3", {}, "Score by distance from the decision"),
-    drawCurve(tokens, cliff, point),
+    drawCurve(tokens, cliff, probe.digits, point),
     element("dl", { class: "figures-row" }, figures.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", { "data-figure": name }, value)))),
     element("p", { class: "note" }, rule),
   ];
@@ -131,7 +134,7 @@ function reasonsOf(index) {
       "tr",
       {},
       element("th", { scope: "row" }, isolated(one.name)),
-      element("td", {}, `rank ${one.rows.rank[place]} by `, isolated(one.strategy), `, value ${fixed(one.rows.value[place])}`, ...one.rows.quotas[place].map((quota) => element("small", {}, isolated(quota)))),
+      element("td", {}, `rank ${one.rows.rank[place]} by `, isolated(one.strategy), `, value ${fixed(one.rows.value[place], digitsFor(one.rows.value))}`, ...one.rows.quotas[place].map((quota) => element("small", {}, isolated(quota)))),
     );
   });
   const body = found.length ? element("table", { class: "lines" }, found) : element("p", { class: "note" }, "It is in no selection.");

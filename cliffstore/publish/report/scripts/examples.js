@@ -1,6 +1,6 @@
 // The table of examples: what is searched, filtered and sorted.
 
-import { cliffOf, data, known, rankOf, state, total } from "./data.js";
+import { cliffOf, data, known, probeOf, rankOf, state, total } from "./data.js";
 import { openExample } from "./example.js";
 import { plainNumber } from "./numbers.js";
 import { element, visible } from "./text.js";
@@ -28,7 +28,7 @@ function matcher(query) {
 }
 
 function columns() {
-  const figure = (name, title, hint) => ({ name, title, hint, kind: "number", digits: 3, value: (index) => (cliffOf(index) || {})[name] });
+  const figure = (name, title, hint) => ({ name, title, hint, kind: "number", digits: () => probeOf(state.probe).digits, value: (index) => (cliffOf(index) || {})[name] });
   const whole = (name, title, value, hint) => ({ name, title, hint, kind: "number", value });
   const text = (name, kind) => ({ name, title: name, kind, value: (index) => known[name][index] });
   const has = (name) => known[name].some((value) => value !== null);
@@ -91,14 +91,24 @@ export function drawExamples() {
   if (data.selections.length) {
     if (data.selections.length > 1) bar.append(choice("Selection", "selection", data.selections.map((one, number) => [String(number), one.name]), (value) => {
       state.selection = Number(value);
+      const { probe } = data.selections[state.selection];
+      if (probeOf(probe)) state.probe = probe; // its ranks are by the cliffs of that probe
+      showChoices();
       filter();
     }));
     bar.append(element("label", { class: "check" }, only, "selected only"));
   }
   root.replaceChildren(bar, table.root);
+  const showChoices = () => {
+    const choices = { "choice-probe": state.probe, "choice-selection": String(state.selection) };
+    for (const [id, value] of Object.entries(choices)) {
+      const select = document.getElementById(id);
+      if (select) select.value = value;
+    }
+  };
+  showChoices();
   document.addEventListener("probe", () => {
-    const select = document.getElementById("choice-probe");
-    if (select) select.value = state.probe;
+    showChoices();
     const place = table.first;
     table.update();
     table.first = place;

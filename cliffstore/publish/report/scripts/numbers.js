@@ -11,6 +11,12 @@ export function plainNumber(value) {
   return fixed(value, digits);
 }
 
+// With how many decimals numbers are written in one column: three, or so many that three figures of the largest are seen.
+export function digitsFor(values) {
+  const most = values.reduce((largest, value) => Math.max(largest, Math.abs(value || 0)), 0);
+  return most === 0 ? 3 : Math.min(9, Math.max(3, 2 - Math.floor(Math.log10(most))));
+}
+
 // The logistic function: what the probe takes a score to mean.
 export function probability(score) {
   return 1 / (1 + Math.exp(-score));

@@ -2,6 +2,7 @@
 
 import { data, indexOf } from "./data.js";
 import { openExample } from "./example.js";
+import { digitsFor } from "./numbers.js";
 import { element, isolated } from "./text.js";
 import { Table } from "./table.js";
 
@@ -9,7 +10,7 @@ export function drawSelections() {
   for (const place of document.querySelectorAll(".why")) {
     const number = Number(place.dataset.selection);
     const { rows } = data.selections[number];
-    const figure = (name, hint) => ({ name, title: name, hint, kind: "number", digits: 3, value: (at) => rows[name][at] });
+    const figure = (name, hint) => ({ name, title: name, hint, kind: "number", digits: () => digitsFor(rows[name]), value: (at) => rows[name][at] });
     const columns = [
       { name: "rank", title: "rank", kind: "number", value: (at) => rows.rank[at] },
       { name: "id", title: "id", kind: "short", value: (at) => rows.id[at] },

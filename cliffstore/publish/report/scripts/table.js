@@ -84,7 +84,7 @@ export class Table {
     if (column.cell) return element("td", { class: column.kind, "data-column": column.name }, column.cell(index));
     const value = column.value(index);
     if (column.kind === "number") {
-      const text = column.digits === undefined ? plainNumber(value) : fixed(value, column.digits);
+      const text = column.digits === undefined ? plainNumber(value) : fixed(value, column.digits());
       return element("td", { class: "number", "data-column": column.name }, text);
     }
     if (value === null || value === undefined) return element("td", { class: column.kind, "data-column": column.name }, "–");

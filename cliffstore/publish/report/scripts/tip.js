@@ -22,20 +22,24 @@ export function hideTip() {
   tip.hidden = true;
 }
 
-// Vega says in the label of each mark what it stands for: "title: value; title: value".
-export function labelLines(label) {
-  return label.split("; ").map((part) => {
+// Marks that stand for one thing; lines and areas stand for many.
+const POINTS = ["symbol", "rect", "rule", "path"].map((kind) => `.mark-${kind}[role="graphics-object"] > [aria-label]`).join(", ");
+
+// Vega says in the label of each mark what it stands for: "title: value; title: value". Its places on the axes come
+// first, as they are, and again among the rest, as they are to be read.
+function labelLines(label) {
+  const lines = label.split("; ").map((part) => {
     const at = part.indexOf(": ");
-    return at < 0 ? ["", part] : [part.slice(0, at), part.slice(at + 2)];
+    return at < 0 ? ["", part] : [part.slice(0, at), part.slice(at + 2).replace(/^([\u2212-]?\d+\.\d{3})\d{2,}$/, "$1")];
   });
+  return lines.filter(([, value], at) => !lines.slice(at + 1).some(([, other]) => other === value && /\d/.test(value)));
 }
 
 export function watchCharts() {
   for (const drawing of document.querySelectorAll(".drawing")) {
     drawing.addEventListener("pointerover", (event) => {
-      const mark = event.target.closest("[aria-label]");
-      const label = mark && mark !== drawing && mark.tagName !== "g" ? mark.getAttribute("aria-label") : null;
-      if (label && label.includes(": ")) showTip(mark, labelLines(label));
+      const mark = event.target.closest(POINTS);
+      if (mark) showTip(mark, labelLines(mark.getAttribute("aria-label")));
       else hideTip();
     });
     drawing.addEventListener("pointerleave", hideTip);

@@ -16,7 +16,7 @@ export function stepOf(score, limit) {
 export function legend(probe) {
   const limit = probe.limit;
   const steps = Array.from({ length: 2 * data.steps + 1 }, (_, step) => element("span", { class: `step-${step}` }));
-  const digits = limit < 1 ? 2 : 1;
+  const digits = Math.max(1, probe.digits - 2);
   const positive = probe.positive === null ? "" : ` (${probe.positive})`;
   return element(
     "div",
@@ -30,7 +30,7 @@ export function legend(probe) {
 const TOLD = 80;
 
 // What is told of a token: names and values.
-export function linesOf(token) {
+export function linesOf(token, digits) {
   const text = tokenParts(token.text).replaceAll("\n", "");
   return [
     ["token", text.length > TOLD ? `${text.slice(0, TOLD - 1)}…` : text],
@@ -38,13 +38,13 @@ export function linesOf(token) {
     ["position", String(token.position)],
     ["to decision", fixed(token.to_decision, 0)],
     ["segment", token.segment],
-    ["score", token.score === null ? "none" : fixed(token.score)],
+    ["score", token.score === null ? "none" : fixed(token.score, digits)],
     ["probability", token.score === null ? "none" : fixed(probability(token.score))],
   ];
 }
 
-function tellOf(token) {
-  return linesOf(token).map(([name, value]) => `${name} ${value}`).join(", ");
+function tellOf(token, digits) {
+  return linesOf(token, digits).map(([name, value]) => `${name} ${value}`).join(", ");
 }
 
 function drawToken(token, probe, steepest) {
@@ -75,7 +75,7 @@ export function drawTokens(tokens, probe, steepest) {
     if (token.to_decision === 0) block.append(element("span", { class: "flag", "aria-hidden": "true" }, "◂ decision"));
     if (token.position === steepest) block.append(element("span", { class: "flag", "aria-hidden": "true" }, "◂ steepest"));
   }
-  watchTokens(root, tokens, drawn);
+  watchTokens(root, tokens, drawn, probe.digits);
   return { root, mark: (position) => mark(drawn, tokens, position) };
 }
 
@@ -84,21 +84,21 @@ function mark(drawn, tokens, position) {
   return at < 0 ? null : drawn[at];
 }
 
-function watchTokens(root, tokens, drawn) {
+function watchTokens(root, tokens, drawn, digits) {
   const numberOf = new Map(drawn.map((made, at) => [made, at]));
   const at = (event) => numberOf.get(event.target.closest(".token"));
   const start = Math.max(0, tokens.findIndex((token) => token.to_decision === 0));
   if (drawn.length) drawn[start].tabIndex = 0;
   const tell = (number) => {
     if (number === undefined) hideTip();
-    else showTip(drawn[number], linesOf(tokens[number]));
+    else showTip(drawn[number], linesOf(tokens[number], digits));
   };
   root.addEventListener("pointerover", (event) => tell(at(event)));
   root.addEventListener("pointerleave", hideTip);
   root.addEventListener("focusin", (event) => {
     const number = at(event);
     if (number === undefined) return;
-    drawn[number].setAttribute("aria-label", tellOf(tokens[number]));
+    drawn[number].setAttribute("aria-label", tellOf(tokens[number], digits));
     tell(number);
   });
   root.addEventListener("focusout", hideTip);
