@@ -130,8 +130,8 @@ def _what_is_wrong(error: yaml.YAMLError) -> str:
 
 
 def _with_underscores(loaded: Mapping[object, object]) -> dict[str, object]:
-    """Return settings by their names in Python, in sections too."""
-    named = {str(key).replace("-", "_"): value for key, value in loaded.items()}
+    """Return settings by their names in Python, in sections too. The option `yes` is what YAML calls true."""
+    named = {"yes" if key is True else str(key).replace("-", "_"): value for key, value in loaded.items()}
     return {
         name: _with_underscores(value) if isinstance(value, Mapping) and name not in _FREE else value
         for name, value in named.items()

@@ -43,7 +43,14 @@ class PassRunner:
         identity = spec.source.identity
         flex = all(parameter.is_cuda for parameter in self._model.parameters())
         with torch.inference_mode():
-            self._capture = SiteCapture(self._model, spec.arrays, identity.n_layers, identity.n_heads, flex=flex)
+            self._capture = SiteCapture(
+                self._model,
+                spec.arrays,
+                identity.n_layers,
+                identity.n_heads,
+                flex=flex,
+                interventions=spec.interventions,
+            )
         self._whole_above = length_dependent_above(self._model.config)
         self._products: Products = "native"
         self._disagreement: str | None = None

@@ -19,6 +19,7 @@ Legend: B sequences of the sample, T tokens of each, D width of the residual str
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations, count
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
+TRACING: ContextVar[bool] = ContextVar("tracing", default=False)
+"""Whether a sample forward runs: hooks that change what a model computes stand aside, or its parts were not found."""
 TOLERANCE = 1e-4
 _SEQUENCES, _TOKENS = 2, 3
 _SEARCHED = 4096
@@ -115,10 +118,12 @@ def trace(model: PreTrainedModel, modules: Mapping[str, nn.Module]) -> dict[str,
     for name, module in modules.items():
         handles.append(module.register_forward_pre_hook(partial(enter, name), with_kwargs=True))
         handles.append(module.register_forward_hook(partial(leave, name)))
+    token = TRACING.set(True)
     try:
         with torch.inference_mode():
             model(input_ids=_sample(model), use_cache=False)
     finally:
+        TRACING.reset(token)
         for handle in handles:
             handle.remove()
     calls: dict[str, Call] = {}

@@ -56,7 +56,8 @@ class RayExecutor(Generic[J]):
 
     Parameters
     ----------
-    actors : workers; by default one for every `gpus_per_actor` GPUs, or one a node where there is no GPU
+    actors : workers; by default one for every `gpus_per_actor` GPUs, or one a node where there is no GPU. Those that
+        there is no room for wait for nodes to join: to Ray's autoscaler they are what it starts nodes for
     gpus_per_actor : GPUs that one copy of the model is spread over; 0 for work that needs none
     """
 
@@ -71,8 +72,10 @@ class RayExecutor(Generic[J]):
             raise
         self.n_workers = self.share.actors
         where = os.environ.get("RAY_ADDRESS") or "a Ray started for this run"
-        self.description = f"on {self.share.actors} Ray actor(s), {where}"
-        self._fixed = actors and self.share.actors
+        waiting = (actors or 0) - self.share.actors
+        others = f" and {waiting} more as nodes join" if waiting > 0 else ""
+        self.description = f"on {self.share.actors} Ray actor(s){others}, {where}"
+        self._asked = actors
         self._actors: list[Actor] = []
 
     def start(self, spec: Spec[J]) -> None:
@@ -114,7 +117,7 @@ class RayExecutor(Generic[J]):
 
     def _wanted(self) -> int:
         """Return how many actors there should be now: as many as the user said, or as many as there is room for."""
-        return self._fixed or places(ray.nodes(), self.share)
+        return self._asked or places(ray.nodes(), self.share)
 
     def _actor(self) -> Actor:
         # Not restarted by Ray: the pool replaces an actor and knows what it was doing.

@@ -21,7 +21,8 @@ from cliffstore.run.executor import MOST_ATTEMPTS, OnDone, OnNotice, UnitOutcome
 _LOOK_SECONDS = 2.0
 """How often the cluster is looked at for nodes that have joined."""
 _LONELY_SECONDS = 30.0
-"""How long no worker may be there before the user is told."""
+"""How long no worker may be there before the user is told, and one may take to start before it counts as one that waits
+for a node."""
 _MOST_FAILED_STARTS, _MOST_DEATHS_AT_START = 3, 10
 
 Actor = Any
@@ -51,12 +52,19 @@ class _Member:
     in_flight: int
     name: str | None = None
     running: dict[ray.ObjectRef, _Task] = field(default_factory=dict)
+    begun_at: float = field(default_factory=time.monotonic)
 
     @property
     def has_room(self) -> bool:
         """Whether it may have one more unit beside those that it has; a suspect stays alone."""
         alone = any(other.is_suspect for other in self.running.values())
         return self.name is not None and len(self.running) < self.in_flight and not alone
+
+    def may_take(self, task: _Task) -> bool:
+        """Whether it is a worker that a unit can go to, now or before long."""
+        if self.name is None:
+            return time.monotonic() - self.begun_at < _LONELY_SECONDS
+        return self.name not in task.failed_on
 
     def can_take(self, task: _Task) -> bool:
         if not self.has_room or self.name in task.failed_on:
@@ -156,9 +164,9 @@ class RayPool:
 
     def _make_room_for(self, task: _Task) -> None:
         """Where a unit has failed on every worker that there is, put a new one in the place of an idle one."""
-        if not task.failed_on or any(member.name not in task.failed_on for member in self._members):
+        if not task.failed_on or any(member.may_take(task) for member in self._members):
             return
-        idle = next((member for member in self._members if not member.running), None)
+        idle = next((member for member in self._members if member.name is not None and not member.running), None)
         if idle is not None:
             self._members.remove(idle)
             ray.kill(idle.actor)

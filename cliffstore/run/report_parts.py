@@ -42,9 +42,10 @@ def find_parts(catalog: Catalog, asked: ReportConfig) -> PageParts:
     """Return everything that is on the page. Errors as for `Store.report`."""
     distances = Distances.parse(asked.positions)
     grouping = _grouping(catalog, asked.group_by)
-    facts, probes = read_facts(catalog), read_probes(catalog)
+    facts, heads = read_facts(catalog), read_heads(catalog)
+    selections = read_selections(catalog, facts.counts["examples"])
+    probes = read_probes(catalog, {one.document.probe for one in selections})
     on_page, further = _choose_probes(catalog, probes, asked.probe)
-    selections, heads = read_selections(catalog, facts.counts["examples"]), read_heads(catalog)
     ranked = next((one.name for one in on_page if one.cliffs is not None), None)
     names = [one.name for one in selections]
     shown = choose_shown(catalog, asked.examples, probe=ranked, selections=names, seed=asked.seed)

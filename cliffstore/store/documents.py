@@ -17,6 +17,8 @@ from cliffstore.schema import (
     CaptureDocument,
     CliffsDocument,
     Document,
+    GenerationDocument,
+    GenerationReceipt,
     Manifest,
     PlanDocument,
     PlanPlace,
@@ -56,6 +58,10 @@ def key_of(document: Document) -> str:
             return layout.cliffs_document(document.probe)
         case SelectionDocument():
             return layout.selection_document(document.name)
+        case GenerationDocument():
+            return layout.GENERATION
+        case GenerationReceipt():
+            return layout.GENERATION_RECEIPT
     raise TypeError(f"{type(document).__name__} has no key")
 
 

@@ -15,6 +15,11 @@ CLIFFS = "cliffs"
 HEADS = "heads"
 SELECTIONS = "selections"
 COPIES = "copies"
+GENERATION = "generation.json"
+GENERATION_RECEIPT = "complete.json"
+GENERATION_WORK = "work.parquet"
+GENERATION_PIECES = "pieces"
+"""What a generation keeps in a folder beside its output, which is no store."""
 TEMPORARY = ".tmp-"
 """Beginning of the names of files that are not whole yet, on local disks."""
 _FOREIGN_TEMPORARIES = (".__lock", ".partial")
@@ -39,6 +44,8 @@ KINDS: dict[str, str] = {
     "heads_table": r"heads/[^/]+\.parquet",
     "selection": r"selections/[^/]+\.json",
     "selection_table": r"selections/[^/]+\.parquet",
+    "generation": r"generation\.json",
+    "generation_receipt": r"complete\.json",
 }
 """Every kind of object that a store holds, and its keys; those first of which there are most. JSON documents are called
 as in `schema.DOCUMENTS`."""
@@ -153,6 +160,10 @@ def selection_table(name: str) -> str:
 
 def selection_document(name: str) -> str:
     return f"{SELECTIONS}/{name}.json"
+
+
+def generation_piece(unit: int) -> str:
+    return f"{GENERATION_PIECES}/unit-{unit:06d}.parquet"
 
 
 def in_plan(plan: str, path: str) -> str:

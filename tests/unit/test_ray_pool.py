@@ -26,6 +26,11 @@ class Method:
         return Answer(self.act(*arguments))
 
 
+@dataclass
+class Remote:
+    remote: Callable[..., Answer]
+
+
 class Actor:
     """Fails units of `poison` and notes who was given them."""
 
@@ -91,3 +96,47 @@ def test_a_unit_that_fails_everywhere_is_given_up_after_three_workers(work, acto
         workers = [name for one, name in given if one == unit]
         assert len(workers) == len(set(workers)) == MOST_ATTEMPTS
         assert done[unit].error == f"unit {unit}: no (failed on 3 workers)"
+
+
+def test_a_unit_that_failed_gets_another_worker_though_some_wait_for_a_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room for one actor, four are asked for: the others wait, perhaps for ever, and must not be waited for."""
+    waiting, failed_on = [], []
+
+    class Roomless(Actor):
+        def __init__(self) -> None:
+            super().__init__({3}, [])
+            begin, run = self.begin, self.run
+            self.answer: Answer | None = None
+
+            def begins(job: object) -> Answer:
+                self.answer = begin.remote(job)
+                waiting.append(self)
+                return self.answer
+
+            def runs(unit: int, attempt: int) -> Answer:
+                answer = run.remote(unit, attempt)
+                failed_on.extend([answer] if unit == 3 else [])
+                return answer
+
+            self.begin, self.run = Remote(begins), Remote(runs)
+
+    def wait(pending: list[Answer], **_: object) -> tuple[list[Answer], list[Answer]]:
+        unready = [actor.answer for actor in waiting[1:]]  # the first has the only room
+        ready = [one for one in pending if one not in unready]
+        return ready[:1], pending
+
+    def kill(actor: Roomless) -> None:
+        waiting.remove(actor)
+
+    monkeypatch.setattr(ray_pool, "_LONELY_SECONDS", 0.0)
+    monkeypatch.setattr(ray_pool.ray, "wait", wait)
+    monkeypatch.setattr(ray_pool.ray, "get", lambda answer: answer.value)
+    monkeypatch.setattr(ray_pool.ray, "kill", kill)
+    done: list[UnitOutcome] = []
+    pool = RayPool(
+        Roomless(), Roomless, lambda: 4, None, done.append, lambda text, event="notice": None, lambda *_: None
+    )
+    pool.run(range(5))
+    assert {outcome.unit for outcome in done if outcome.error} == {3}
+    assert len(failed_on) == MOST_ATTEMPTS
+    assert len(done) == 5

@@ -36,6 +36,7 @@ def test_yaml_may_be_written_as_people_do(tmp_path: Path) -> None:
         ("refusal",),
     )
     assert found.map == {"a-b": "c-d"}
+    assert read(ExtractConfig, "model: m\nstore: s\nyes: true\n", tmp_path).yes, "a key that YAML takes for true"
 
 
 def test_sections_share_store_and_names(tmp_path: Path) -> None:

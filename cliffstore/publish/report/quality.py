@@ -6,7 +6,7 @@ tokens that is as good.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from cliffstore.publish.report.facts import read_cliffs_document
@@ -62,11 +62,20 @@ def is_control(document: ProbeDocument) -> bool:
     return document.kind == "imported" and "-random-" in document.name
 
 
-def read_probes(catalog: Catalog) -> list[ProbeFacts]:
-    """Return the probes of a store: those with cliffs first, then those with scores, controls behind the others."""
+def read_probes(catalog: Catalog, selecting: Collection[str | None] = ()) -> list[ProbeFacts]:
+    """Return the probes of a store, controls behind the others, and of both those first of which most was made.
+
+    Parameters
+    ----------
+    selecting : probes that selections were made with
+    """
     reader = catalog.reader
     found = [_facts(catalog, reader, document) for document in list_probes(reader.objects)]
-    return sorted(found, key=lambda one: (one.is_control, one.cliffs is None, not one.units_scored, one.name))
+
+    def order(one: ProbeFacts) -> tuple[bool, bool, bool, bool, str]:
+        return (one.is_control, one.name not in selecting, one.cliffs is None, not one.units_scored, one.name)
+
+    return sorted(found, key=order)
 
 
 def _facts(catalog: Catalog, reader: StoreReader, document: ProbeDocument) -> ProbeFacts:
