@@ -62,7 +62,7 @@ def bfloat16(case: str) -> None:
     """Two models row for row, a site of heads, two plans, positions that are not stored, rows that are skipped."""
     one, two = write_corpus("first.jsonl", 6), write_corpus("second.jsonl", 4, seed=1)
     store = f"{case}/store"
-    settings = _SETTINGS | {"sites": "resid_post,z"}
+    settings = _SETTINGS | {"sites": "resid_post,z,final_norm"}
     planned = {"unit_rows": 256, "positions": "think,decision,last:2"}
     cliffstore.extract(one, model="base", store=store, **planned, **settings)
     cliffstore.extract([one, two], model="base", store=store, append=True, **planned, **settings)
@@ -70,17 +70,17 @@ def bfloat16(case: str) -> None:
 
 
 def float32(case: str) -> None:
-    """Activations, a probe and a control, scores, cliffs, a selection and a training set."""
+    """Activations, a probe and a control, scores, cliffs, heads, a selection and a training set."""
     store = f"{case}/store"
     corpus = write_corpus("requests.jsonl", 16, seed=2)
-    settings = _SETTINGS | {"layers": "1", "sites": "resid_post,final_norm", "unit_rows": 256}
+    settings = _SETTINGS | {"layers": "1", "sites": "resid_post,z", "unit_rows": 256}
     cliffstore.extract(corpus, model="small", store=store, **settings)
     with cliffstore.Store(store) as opened:
         opened.fit_probe(PROBE, label="label", positions="decision,-1", executor="local")
         opened.random_probes(PROBE, 1)
-        for probe in (PROBE, f"{PROBE}-random-0-0"):
-            opened.score(probe, executor="local")
+        opened.score(PROBE, executor="local")
         opened.cliff(PROBE, window="last:6")
+        opened.trace_heads(PROBE, source="model")
         opened.select(SELECTION, top="5", probe=PROBE, where="label = '1'", dedupe="prompt:0.9")
     export(Path(store), Path(case) / "training-set")
 
