@@ -29,6 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -37,12 +38,12 @@ import numpy.typing as npt
 
 from cliffstore.errors import ExtractionError
 from cliffstore.model import attention
-from cliffstore.model.attention import PassAttention
 from cliffstore.model.branches import BranchAttention, KeysAlone, KeysFoundError, RowsAttention, StemAttention
-from cliffstore.model.knockout_hooks import Heads, Means, ReadError, ablating, keeping_z, reading
+from cliffstore.model.knockout_hooks import Heads, Means, ReadError, ablating, finding_nonfinite, keeping_z, reading
 from cliffstore.model.sites import hook_points, locate
-from cliffstore.model.tracing import received_hidden, stream_of
-from cliffstore.model.undisturbed import Prompt, Undisturbed, rows_of, stem_of
+from cliffstore.model.tracing import stream_of
+from cliffstore.model.traits import length_dependent_above
+from cliffstore.model.undisturbed import Prompt, Undisturbed, hold, rows_of, stem_of
 from cliffstore.records import FINAL_NORM, RESID_PRE, Z
 from cliffstore.schema import ArrayIdentity, ModelIdentity
 
@@ -70,6 +71,7 @@ class Knockouts:
     ----------
     layers : whose heads can change the score
     shared : whether lines are made from what is held; `leave_sharing` says no
+    whole_below : the longest example that may be run in part; None for any
 
     Raises
     ------
@@ -104,6 +106,7 @@ class Knockouts:
         self._z = {layer: points[f"{Z}/{layer}"] for layer in self.layers}
         self._read = points[f"{array.site}/{array.layer}"]
         self._w_D = torch.from_numpy(np.ascontiguousarray(w_D)).to(model.device)
+        self.whole_below = length_dependent_above(model.config)
         self._loaded_with = str(model.config._attn_implementation)
         self.shared = attention.install(model)
         if not self.shared:
@@ -164,6 +167,12 @@ class Knockouts:
                 attention.install(self._model)
         return np.stack([scored for scored, _ in found]), np.stack([plain for _, plain in found])
 
+    def nonfinite_layer(self, prompt: Prompt, heads: Heads) -> int:
+        """Return the first layer whose block gives NaN or Inf with heads off (none: as it is), or else the last."""
+        with finding_nonfinite(self._blocks, -1 if heads else 0) as layers:
+            self.by_whole_passes([prompt], [heads or ((self.layers[0], 0),)])
+        return min(layers, default=self.layers[-1])
+
     def z_of(self, prompt: Prompt) -> dict[int, npt.NDArray[np.float32]]:
         """Return z of each of `layers` at the positions that are ablated, [K, H, W]: what means are made of."""
         import torch
@@ -174,7 +183,7 @@ class Knockouts:
                 found = self._undisturbed([prompt], keep_z=True).z_KHW
             else:
                 with keeping_z(self._z, found, prompt.first), reading(self._read) as read:
-                    self._forward(prompt.token_ids_T[None], np.arange(len(prompt.token_ids_T)), read)
+                    self._forward(prompt.token_ids_T[None], np.arange(len(prompt.token_ids_T)), read=read)
         return {layer: one.float().cpu().numpy() for layer, one in found.items()}
 
     def _parts(self, order: Sequence[int], held: Undisturbed, n_tokens: int) -> Iterator[list[int]]:
@@ -189,52 +198,18 @@ class Knockouts:
 
     def _undisturbed(self, prompts: Sequence[Prompt], *, keep_z: bool) -> Undisturbed:
         """Run the model as it is, and hold what lines need of it."""
-        import torch
-
-        first, stem = prompts[0].first, stem_of(prompts)
-        if first:
-            (prompt,) = prompts
-            token_ids_N, depth_N = prompt.token_ids_T, np.arange(len(prompt.token_ids_T))
-            held = Undisturbed([len(token_ids_N) - first - 1], None, first)
-        else:
-            rests = [prompt.token_ids_T[stem:] for prompt in prompts]
-            token_ids_N = np.concatenate([prompts[0].token_ids_T[:stem], *rests])
-            depth_N = np.concatenate([np.arange(stem), *(np.arange(stem, stem + len(rest)) for rest in rests)])
-            bounds = np.cumsum([stem, *map(len, rests)])
-            held = Undisturbed([int(end) - 1 for end in bounds[1:]], tuple(int(one) for one in bounds), 0)
-        n_nodes = len(token_ids_N)
-        positions_N = torch.arange(n_nodes, device=self._model.device)
-        current: PassAttention | StemAttention = StemAttention(held.bounds or ())
-        if held.bounds is None:
-            current = PassAttention(n_nodes, positions_N, ends_S=None, past={}, carry_C=positions_N[:first])
-
-        def receive(layer: int, inputs: tuple[object, ...], kwargs: dict[str, object]) -> None:
-            hidden = received_hidden(inputs, kwargs)
-            assert isinstance(hidden, torch.Tensor)
-            held.hidden_1KD[layer] = hidden[:, first:]
-            named = {name: value for name, value in kwargs.items() if name != "hidden_states"}
-            held.others[layer] = rows_of((inputs[1:], named), n_nodes, slice(first, None))
-
-        handles = [
-            block.register_forward_pre_hook(
-                lambda _, inputs, kwargs, layer=layer: receive(layer, inputs, kwargs), with_kwargs=True
-            )
-            for layer, block in enumerate(self._blocks)
-        ]
-        try:
-            keeping = keeping_z(self._z if keep_z else {}, held.z_KHW, first)
-            with keeping, reading(self._read) as read, attention.attending(current):
-                self._forward(token_ids_N[None], depth_N, read)
-        finally:
-            for handle in handles:
-                handle.remove()
-        if isinstance(current, PassAttention):
-            held.held = current.carried
+        z_KHW: dict[int, torch.Tensor] = {}
+        first = prompts[0].first
+        keeping = keeping_z(self._z if keep_z else {}, z_KHW, first)
+        with keeping, reading(self._read) as read:
+            run = partial(self._forward, read=read)
+            held = hold(prompts, self._blocks, self._model.device, run)
+        held.z_KHW = z_KHW
         held.scores_M = self._probe(read[0], [first + end for end in held.ends])[0]
         return held
 
     def _forward(
-        self, token_ids_BT: npt.NDArray[np.int64], depth_T: npt.NDArray[np.int64], read: list[torch.Tensor]
+        self, token_ids_BT: npt.NDArray[np.int64], depth_T: npt.NDArray[np.int64], *, read: list[torch.Tensor]
     ) -> None:
         import torch
 
@@ -295,7 +270,7 @@ class Knockouts:
             part = choices[start : start + lines]
             token_ids_BT = np.broadcast_to(prompt.token_ids_T, (len(part) + 1, n_tokens))
             with reading(self._read) as read, ablating(self._z, self._n_heads, part, means, line=1, first=prompt.first):
-                self._forward(token_ids_BT, np.arange(n_tokens), read)
+                self._forward(token_ids_BT, np.arange(n_tokens), read=read)
             found_B = self._probe(read[0], [n_tokens - 1])[:, 0]
             scored_V[start : start + len(part)], plain_V[start : start + len(part)] = found_B[1:], found_B[0]
         return scored_V, plain_V

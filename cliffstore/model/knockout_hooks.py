@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from cliffstore.model.sites import HookPoint, read_point
-from cliffstore.model.tracing import received_hidden
+from cliffstore.model.tracing import received_hidden, stream_of
 
 if TYPE_CHECKING:
     import torch
@@ -57,9 +58,28 @@ def keeping_z(points: Mapping[int, HookPoint], found: dict[int, torch.Tensor], f
     def keep(layer: int, z_1THW: torch.Tensor) -> None:
         found[layer] = z_1THW[0, first:].clone()
 
-    handles = [_on(point, lambda z, layer=layer: keep(layer, z)) for layer, point in points.items()]
+    handles = [_on(point, partial(keep, layer)) for layer, point in points.items()]
     try:
         yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def finding_nonfinite(blocks: Sequence[nn.Module], line: int) -> Iterator[list[int]]:
+    """Give a list of the layers whose blocks give NaN or Inf in a line."""
+    import torch
+
+    found: list[int] = []
+
+    def look(layer: int, _module: nn.Module, _inputs: object, output: object) -> None:
+        if not bool(torch.isfinite(stream_of(output)[line]).all()):
+            found.append(layer)
+
+    handles = [block.register_forward_hook(partial(look, layer)) for layer, block in enumerate(blocks)]
+    try:
+        yield found
     finally:
         for handle in handles:
             handle.remove()

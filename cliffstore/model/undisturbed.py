@@ -9,7 +9,7 @@ head, M prompts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -17,9 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from cliffstore.errors import ModelError
+from cliffstore.model.attention import PassAttention, attending
+from cliffstore.model.branches import StemAttention
+from cliffstore.model.tracing import received_hidden
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from cliffstore.model.attention import KeysValues
 
@@ -71,6 +75,62 @@ def stem_of(prompts: Sequence[Prompt]) -> int:
     equal_MS = np.stack([prompt.token_ids_T[:shortest] == first_S for prompt in prompts])
     differs = np.flatnonzero(~equal_MS.all(axis=0))
     return int(differs[0]) if len(differs) else shortest
+
+
+def hold(
+    prompts: Sequence[Prompt],
+    blocks: Sequence[nn.Module],
+    device: torch.device,
+    run: Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64]], None],
+) -> Undisturbed:
+    """Return what a pass of the model as it is leaves; z and scores are not filled in.
+
+    Parameters
+    ----------
+    prompts : one; or some that share a stem, of which all positions are ablated
+    run : one forward pass over token ids [1, N] at depths [N]
+    """
+    import torch
+
+    first, stem = prompts[0].first, stem_of(prompts)
+    if first:
+        (prompt,) = prompts
+        token_ids_N, depth_N = prompt.token_ids_T, np.arange(len(prompt.token_ids_T))
+        held = Undisturbed([len(token_ids_N) - first - 1], None, first)
+    else:
+        rests = [prompt.token_ids_T[stem:] for prompt in prompts]
+        token_ids_N = np.concatenate([prompts[0].token_ids_T[:stem], *rests])
+        depth_N = np.concatenate([np.arange(stem), *(np.arange(stem, stem + len(rest)) for rest in rests)])
+        bounds = np.cumsum([stem, *map(len, rests)])
+        held = Undisturbed([int(end) - 1 for end in bounds[1:]], tuple(int(one) for one in bounds), 0)
+    n_nodes = len(token_ids_N)
+    positions_N = torch.arange(n_nodes, device=device)
+    current: PassAttention | StemAttention = StemAttention(held.bounds or ())
+    if held.bounds is None:
+        current = PassAttention(n_nodes, positions_N, ends_S=None, past={}, carry_C=positions_N[:first])
+
+    def receive(layer: int, inputs: tuple[object, ...], kwargs: dict[str, object]) -> None:
+        hidden = received_hidden(inputs, kwargs)
+        assert isinstance(hidden, torch.Tensor)
+        held.hidden_1KD[layer] = hidden[:, first:]
+        named = {name: value for name, value in kwargs.items() if name != "hidden_states"}
+        held.others[layer] = rows_of((inputs[1:], named), n_nodes, slice(first, None))
+
+    handles = [
+        block.register_forward_pre_hook(
+            lambda _, inputs, kwargs, layer=layer: receive(layer, inputs, kwargs), with_kwargs=True
+        )
+        for layer, block in enumerate(blocks)
+    ]
+    try:
+        with attending(current):
+            run(token_ids_N[None], depth_N)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if isinstance(current, PassAttention):
+        held.held = current.carried
+    return held
 
 
 def rows_of(given: Given, n_tokens: int, rows: slice | list[int]) -> Given:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 import pyarrow as pa
 
-from cliffstore.run.heads_results import read_heads
+from cliffstore.run.heads_results import read_heads, usual_name
 from cliffstore.run.origins import Origins
 from cliffstore.run.queries import StoreQueries
 from cliffstore.schema import HeadsDocument
@@ -59,7 +59,16 @@ class StoreHeads(StoreQueries):
         from cliffstore.run.heads_trace import TraceSettings, trace_heads
 
         settings = TraceSettings(
-            probe, name or f"{probe}-direct", where, group_by, positions, source, resamples, level, seed, replace
+            probe,
+            name or usual_name(probe, "direct"),
+            where,
+            group_by,
+            positions,
+            source,
+            resamples,
+            level,
+            seed,
+            replace,
         )
         report = trace_heads(self._own, settings, _origins(model, adapter, device), self._reporter)
         self.refresh()
@@ -108,7 +117,7 @@ class StoreHeads(StoreQueries):
 
         settings = AblateSettings(
             probe=probe,
-            name=name or f"{probe}-knockout",
+            name=name or usual_name(probe, "knockout"),
             where=where,
             group_by=group_by,
             heads=heads,
