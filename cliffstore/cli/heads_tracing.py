@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cliffstore.cli.output import Json, OptionsFrom, StoreUrl, open_to_read, print_json, print_lines, print_table
+from cliffstore.cli.output import (
+    Json,
+    OptionsFrom,
+    StoreUrl,
+    cell_text,
+    open_to_read,
+    print_json,
+    print_lines,
+    print_table,
+)
 
 if TYPE_CHECKING:
     from cliffstore.run.store import Store
@@ -190,7 +199,7 @@ def _print(store: Store, name: str, facts: dict[str, object], top: int, *, json:
 
 
 def _title(document: HeadsDocument, group: str | None, distance: int) -> str:
-    of = f", {group}" if group is not None else ""
+    of = f", {cell_text(group)}" if group is not None else ""
     if document.kind == "direct":
         return f"share of each head in the score of {document.probe}, {distance} from the decision{of}"
     return f"change of the score of {document.probe} without each head ({document.positions} positions{of})"
