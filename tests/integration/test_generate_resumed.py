@@ -56,7 +56,7 @@ def test_killed_and_run_again(planted: Path, corpus: Path, tmp_path: Path) -> No
     pieces = tmp_path / "out.parquet.generation" / "pieces"
     process = subprocess.Popen(command, env=_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 240
         while len(list(pieces.glob("unit-*.parquet"))) < 2:
             assert process.poll() is None, process.communicate()[0]
             assert time.monotonic() < deadline, "timed out"

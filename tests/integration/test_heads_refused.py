@@ -127,8 +127,7 @@ def test_shortlists_longer_than_the_trace_and_crowded_layers_are_told(twins: Twi
     assert any("random sets have heads of the shortlist in them" in one for one in told.notices)
 
 
-@pytest.mark.parametrize("positions", ["template", "all"])
-def test_nan_names_example_and_layer(twins: Twins, positions: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nan_names_example_and_layer(twins: Twins, monkeypatch: pytest.MonkeyPatch) -> None:
     """A token that one prompt alone has gives NaN from block 2 on."""
     with twins.open() as opened:
         token, name = opened.sql(
@@ -139,24 +138,22 @@ def test_nan_names_example_and_layer(twins: Twins, positions: str, monkeypatch: 
 
     def poisoned(*given: object, **options: object) -> torch.nn.Module:
         model = load(*given, **options)
-        mark = model.get_input_embeddings().weight[token].clone()
-
         seen: list[torch.Tensor] = []
         model.get_input_embeddings().register_forward_hook(
-            lambda _m, inputs, output: seen.append((output == mark).all(-1).any(-1)) or None
+            lambda _module, inputs, _output: seen.append((inputs[0] == token).any())
         )
 
         def break_block(_module: torch.nn.Module, _inputs: object, output: torch.Tensor) -> torch.Tensor:
-            return torch.where(seen[-1].any(), output * float("nan"), output)
+            return torch.where(seen[-1], output * float("nan"), output)
 
         model.layers[2].mlp.register_forward_hook(break_block)
         return model
 
     monkeypatch.setattr("cliffstore.run.heads_ablate.load_model", poisoned)
     monkeypatch.setattr("cliffstore.extract.runner.load_model", poisoned)
-    if positions == "template":  # a pass over several prompts is spoilt as a whole by this kind of NaN
-        told = _refusal(twins, ExtractionError, "main", heads="2:1", controls=0, positions=positions)
-        assert f"NaN or Inf at layer 2 in example {name!r}" in told
+    told = _refusal(twins, ExtractionError, "main", heads="2:1", controls=0)
+    assert f"NaN or Inf at layer 2 in example {name!r}" in told
+    # here several examples share a pass, which this kind of NaN spoils as a whole
     with pytest.raises(ExtractionError, match=r"NaN or Inf at site (z|resid_post), layer [23] in example"):
         _trace(twins, "main", name="nan", source="model")
     assert not ObjectStore(str(twins.store)).exists("heads/nan.json")
