@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from commands import ok, run_cli
-from integration.conftest import Built
+from commands import ok
 from quick import quick_runs
 from told import Told
 
 from cliffstore import Store
 from cliffstore.model.planted import Planted, PlantSettings, plant
 from cliffstore.run.stages import extract
-from cliffstore.store.objects import ObjectStore
 
 EXAMPLES = 6
 LAST_TOKENS = 4
@@ -197,42 +194,3 @@ def test_figures_by_group_and_condition(case: Case) -> None:
     assert table["low"].null_count == table.num_rows
     assert document.where == "kind <> 'benign'"
     assert whole[0][0] < -0.01
-
-
-def test_mistakes_are_one_line_and_nothing_is_written(built: Built, tmp_path: Path) -> None:
-    store = str(shutil.copytree(built.store, tmp_path / "store"))
-    for arguments, message in (
-        (["trace", "--probe", "none"], "has no probe 'none'"),
-        (["trace", "--probe", "refusal", "--from", "cache"], "choose z or model"),
-        (["trace", "--probe", "refusal", "--positions", "near"], "write a range of distances"),
-        (["trace", "--probe", "refusal", "--where", "label = 'x'"], "no example is left"),
-        (["trace", "--probe", "refusal"], "say where it is with --model"),
-        (["ablate", "--probe", "refusal", "--heads", "3.1"], "write layer:head"),
-        (["ablate", "--probe", "refusal", "--heads", "9:9"], "cannot change what probe"),
-        (["ablate", "--probe", "refusal", "--shortlist", "3"], "has no figures of heads 'refusal-direct'"),
-        (["ablate", "--probe", "refusal", "--positions", "some"], "choose one of template, all, decision"),
-        (["show", "none"], "has no figures of heads 'none'"),
-    ):
-        given = [arguments[0], store, *arguments[1:]]
-        result = run_cli("heads", *given)
-        assert result.code == 2, result.stderr
-        assert message in result.stderr
-        assert result.stderr.strip().count("\n") == 0, result.stderr
-    assert not ObjectStore(store).list("heads")
-
-
-def test_figures_are_kept_sealed_and_damage_is_told(built: Built, tmp_path: Path) -> None:
-    store = str(shutil.copytree(built.store, tmp_path / "store"))
-    command = ["heads", "trace", store, "--probe", "refusal", "--model", built.model, "--resamples", "20"]
-    printed = ok(*command).text
-    assert "layer" in printed
-    again = run_cli(*command)
-    assert again.code == 2
-    assert "--replace" in again.stderr
-    assert ok("verify", store).code == 0
-    table = Path(store) / "heads" / "refusal-direct.parquet"
-    table.write_bytes(table.read_bytes()[:-9] + b"x" * 9)
-    result = run_cli("verify", store)
-    assert result.code == 1
-    assert "heads/refusal-direct.parquet" in result.text + result.stderr
-    assert "heads trace" in result.text + result.stderr

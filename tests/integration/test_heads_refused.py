@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from commands import ok, run_cli
+from integration.conftest import Built
 from quick import quick_runs
 from told import Told
 
@@ -131,7 +133,7 @@ def test_nan_names_example_and_layer(twins: Twins, monkeypatch: pytest.MonkeyPat
     """A token that one prompt alone has gives NaN from block 2 on."""
     with twins.open() as opened:
         token, name = opened.sql(
-            "SELECT token_id, any_value(id) FROM tokens t JOIN examples e USING (example) WHERE segment = 'user' AND "
+            "SELECT token_id, any_value(id) FROM tokens t JOIN examples e USING (example) WHERE "
             "to_decision <= 0 GROUP BY 1 HAVING count(DISTINCT example) = 1 AND min(example) > 0 ORDER BY 1 LIMIT 1"
         ).fetchall()[0]
     load = loader.load_model
@@ -204,3 +206,42 @@ def test_figures_are_drawn_to_a_file(twins: Twins, tmp_path: Path) -> None:
     assert not (tmp_path / "x.svg").exists()
     ok("heads", "show", twins.store, "by-kind", "--heatmap", tmp_path / "one.svg", "--group", "benign")
     assert b"benign" in (tmp_path / "one.svg").read_bytes()
+
+
+def test_mistakes_are_one_line_and_nothing_is_written(built: Built, tmp_path: Path) -> None:
+    store = str(shutil.copytree(built.store, tmp_path / "store"))
+    for arguments, message in (
+        (["trace", "--probe", "none"], "has no probe 'none'"),
+        (["trace", "--probe", "refusal", "--from", "cache"], "choose z or model"),
+        (["trace", "--probe", "refusal", "--positions", "near"], "write a range of distances"),
+        (["trace", "--probe", "refusal", "--where", "label = 'x'"], "no example is left"),
+        (["trace", "--probe", "refusal"], "say where it is with --model"),
+        (["ablate", "--probe", "refusal", "--heads", "3.1"], "write layer:head"),
+        (["ablate", "--probe", "refusal", "--heads", "9:9"], "cannot change what probe"),
+        (["ablate", "--probe", "refusal", "--shortlist", "3"], "has no figures of heads 'refusal-direct'"),
+        (["ablate", "--probe", "refusal", "--positions", "some"], "choose one of template, all, decision"),
+        (["show", "none"], "has no figures of heads 'none'"),
+    ):
+        given = [arguments[0], store, *arguments[1:]]
+        result = run_cli("heads", *given)
+        assert result.code == 2, result.stderr
+        assert message in result.stderr
+        assert result.stderr.strip().count("\n") == 0, result.stderr
+    assert not ObjectStore(store).list("heads")
+
+
+def test_figures_are_kept_sealed_and_damage_is_told(built: Built, tmp_path: Path) -> None:
+    store = str(shutil.copytree(built.store, tmp_path / "store"))
+    command = ["heads", "trace", store, "--probe", "refusal", "--model", built.model, "--resamples", "20"]
+    printed = ok(*command).text
+    assert "layer" in printed
+    again = run_cli(*command)
+    assert again.code == 2
+    assert "--replace" in again.stderr
+    assert ok("verify", store).code == 0
+    table = Path(store) / "heads" / "refusal-direct.parquet"
+    table.write_bytes(table.read_bytes()[:-9] + b"x" * 9)
+    result = run_cli("verify", store)
+    assert result.code == 1
+    assert "heads/refusal-direct.parquet" in result.text + result.stderr
+    assert "heads trace" in result.text + result.stderr
