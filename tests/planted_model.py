@@ -19,7 +19,7 @@ GRID = (
     PlantSettings(),
     PlantSettings(seed=1, layers=3, heads=6, suppressors=1),
     PlantSettings(seed=2, layers=8, heads=4, suppressors=5),
-    PlantSettings(seed=3, layers=12, heads=16, suppressors=8),
+    PlantSettings(seed=3, layers=10, heads=12, suppressors=8),
     PlantSettings(seed=4, layers=4, heads=6, suppressors=2),
 )
 """Several seeds, depths, numbers of heads and of suppressors; the smallest that is allowed too."""

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cliffstore.cli.output import Json, OptionsFrom, StoreUrl, open_to_read, print_json, print_lines, print_table
+from cliffstore.cli.output import (
+    Json,
+    OptionsFrom,
+    StoreUrl,
+    cell_text,
+    open_to_read,
+    print_json,
+    print_lines,
+    print_table,
+)
 
 if TYPE_CHECKING:
     from cliffstore.run.store import Store
@@ -147,10 +156,20 @@ def show(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the figures.")],
     config: OptionsFrom = None,
     top: Top = 10,
+    heatmap: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Draw the map of layers and heads: .png, .svg, .json.")
+    ] = None,
+    group: Annotated[str | None, typer.Option(help="Which group to draw, where figures are of several.")] = None,
     json: Json = False,
 ) -> None:
+    from cliffstore.errors import ConfigError
+
+    if group is not None and heatmap is None:
+        raise ConfigError("--group says what --heatmap draws: give both")
     with open_to_read(store, config) as opened:
         document, _ = opened.heads(name)
+        if heatmap is not None:
+            opened.draw_heads(name, heatmap, group=group)
         _print(opened, name, document.model_dump(), top, json=json)
 
 
@@ -164,21 +183,23 @@ def _print(store: Store, name: str, facts: dict[str, object], top: int, *, json:
         print_json({**facts, "figures": rows})
         return
     print_lines({key: value for key, value in facts.items() if value not in (None, (), [])})
-    last = max(row["to_decision"] for row in rows)
+    at_last = []
     for group in dict.fromkeys(row["group"] for row in rows):
-        mine = [row for row in rows if row["group"] == group and row["to_decision"] == last]
+        mine = [row for row in rows if row["group"] == group]
+        last = max(row["to_decision"] for row in mine)  # a group may end before another
+        mine = [row for row in mine if row["to_decision"] == last]
         values = {(row["layer"], row["head"]): row["mean"] for row in mine if row["layer"] is not None}
         print()
         print_head_map(values, _title(document, group, last))
+        at_last += mine
     print()
-    at_last = [row for row in rows if row["to_decision"] == last]
     _print_largest(largest_first(at_last, top))
     if document.frozen:
         print(f"\nFrozen at each token's own scale: {', '.join(document.frozen)}.")
 
 
 def _title(document: HeadsDocument, group: str | None, distance: int) -> str:
-    of = f", {group}" if group is not None else ""
+    of = f", {cell_text(group)}" if group is not None else ""
     if document.kind == "direct":
         return f"share of each head in the score of {document.probe}, {distance} from the decision{of}"
     return f"change of the score of {document.probe} without each head ({document.positions} positions{of})"

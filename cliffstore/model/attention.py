@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from cliffstore.errors import ExtractionError
-from cliffstore.model.branches import BranchAttention, StemAttention
+from cliffstore.model.branches import LineAttention
 
 if TYPE_CHECKING:
     import torch
@@ -115,11 +115,11 @@ class PassAttention:
         )
 
 
-_CURRENT: ContextVar[PassAttention | BranchAttention | StemAttention] = ContextVar("pass")
+_CURRENT: ContextVar[PassAttention | LineAttention] = ContextVar("pass")
 
 
 @contextmanager
-def attending(current: PassAttention | BranchAttention | StemAttention) -> Iterator[None]:
+def attending(current: PassAttention | LineAttention) -> Iterator[None]:
     """Make `current` the pass that the attention function serves."""
     token = _CURRENT.set(current)
     try:
@@ -178,7 +178,7 @@ def attend(
     current = _CURRENT.get()
     layer = int(module.layer_idx)
     scale = scaling if scaling is not None else query_BHTD.shape[-1] ** -0.5
-    if isinstance(current, BranchAttention | StemAttention):
+    if isinstance(current, LineAttention):
         new = (query_BHTD, key_BHTD, value_BHTD)
         return current.answer(layer, *new, scale, sliding_window, softcap, s_aux).transpose(1, 2).contiguous(), None
     current.windows[layer] = sliding_window

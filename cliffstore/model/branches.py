@@ -8,6 +8,9 @@ another. Cost a head: B·T·(P + T) scores in place of B·T·(P + B·T) of one p
 `StemAttention`: each line is a stem and some branches behind it, laid side by side. A branch attends to the stem of its
 own line and to itself; branches are attended to one by one, so none is masked from another either.
 
+Where only the last row of each branch is wanted of a block, `KeysAlone` takes keys and values of all rows and ends the
+block there, and `RowsAttention` answers the block for those rows alone.
+
 Legend: B lines, T positions a line, P positions of the path, S = P + T, H heads of keys, G queries' heads a key's head,
 D width of a head.
 """
@@ -49,23 +52,27 @@ class BranchAttention:
         softcap: float | None,
         sinks_H: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Return what the lines attend to, [B, H·G, T, D]; window, softcap and sinks as for `attention.attend`."""
+        """Return what the lines attend to, [B, H·G, T, D]; window, softcap and sinks as for `attention.attend`.
+
+        Of fewer queries than keys, they are the last of each line.
+        """
         import torch
 
-        n_lines, n_queries, n_new, width = query_BHTD.shape
-        n_keys = key_BHTD.shape[1]
-        grouped_BHGTD = query_BHTD.reshape(n_lines, n_keys, n_queries // n_keys, n_new, width)
-        stacked_HRD = grouped_BHGTD.permute(1, 0, 2, 3, 4).reshape(n_keys, -1, width)  # R = B·G·T
+        n_lines, n_queries, n_asked, width = query_BHTD.shape
+        n_keys, n_new = key_BHTD.shape[1:3]
+        grouped_BHGTD = query_BHTD.reshape(n_lines, n_keys, n_queries // n_keys, n_asked, width)
+        stacked_HRD = grouped_BHGTD.permute(1, 0, 2, 3, 4).reshape(n_keys, -1, width)  # R = B·G·Q
         path_key_HPD, path_value_HPD = (one[0] for one in self.past[layer])
         to_path_HRP = stacked_HRD @ path_key_HPD.transpose(1, 2)
-        shape = (n_keys, n_lines, n_queries // n_keys, n_new)
+        shape = (n_keys, n_lines, n_queries // n_keys, n_asked)
         own_BHXD = grouped_BHGTD.reshape(n_lines, n_keys, -1, width)
         to_own_BHXT = own_BHXD @ key_BHTD.transpose(2, 3)
         to_own_HBGTT = to_own_BHXT.transpose(0, 1).reshape(*shape, n_new)
         scores_HBGTS = torch.cat([to_path_HRP.view(*shape, self.n_past), to_own_HBGTT], dim=-1).mul_(scale)
         if softcap is not None:
             scores_HBGTS = softcap * torch.tanh(scores_HBGTS / softcap)
-        scores_HBGTS = scores_HBGTS.masked_fill_(~_sees(self.n_past, n_new, window, query_BHTD.device), float("-inf"))
+        sees_TS = _sees(self.n_past + n_new - n_asked, n_asked, window, query_BHTD.device)
+        scores_HBGTS = scores_HBGTS.masked_fill_(~sees_TS, float("-inf"))
         if sinks_H is not None:
             sinks = sinks_H.view(n_keys, 1, -1, 1, 1).expand(*shape, 1).to(scores_HBGTS.dtype)
             scores_HBGTS = torch.cat([scores_HBGTS, sinks], dim=-1)
@@ -73,9 +80,9 @@ class BranchAttention:
         path, own = weights_HBGTS[..., : self.n_past], weights_HBGTS[..., self.n_past : self.n_past + n_new]
         from_path_HBGTD = (path.reshape(n_keys, -1, self.n_past) @ path_value_HPD).view(*shape, width)
         own_BHXT = own.transpose(0, 1).reshape(n_lines, n_keys, -1, n_new)
-        from_own_BHGTD = (own_BHXT @ value_BHTD).view(n_lines, n_keys, -1, n_new, width)
+        from_own_BHGTD = (own_BHXT @ value_BHTD).view(n_lines, n_keys, -1, n_asked, width)
         found_BHGTD = from_path_HBGTD.transpose(0, 1) + from_own_BHGTD
-        return found_BHGTD.reshape(n_lines, n_queries, n_new, width)
+        return found_BHGTD.reshape(n_lines, n_queries, n_asked, width)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,25 +107,73 @@ class StemAttention:
         softcap: float | None,
         sinks_H: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Return what the lines attend to, [B, H, T, D]; window, softcap and sinks as for `attention.attend`."""
+        """Return what the lines attend to, [B, H, T, D]; window, softcap and sinks as for `attention.attend`.
+
+        Of fewer queries than keys, there is one a branch, its last.
+        """
         import torch
 
+        has_all = query_BHTD.shape[2] == key_BHTD.shape[2]
         repeats = query_BHTD.shape[1] // key_BHTD.shape[1]
         if repeats > 1:
             key_BHTD, value_BHTD = (x.repeat_interleave(repeats, dim=1) for x in (key_BHTD, value_BHTD))
         stem = self.bounds[0]
         parts = []
-        for first, last in pairwise((0, *self.bounds)):
+        for number, (first, last) in enumerate(pairwise((0, *self.bounds)), -1):
             before = stem if first else 0
-            if last == first:
+            if last == first or (number < 0 and not has_all):
                 continue
             key_BHSD, value_BHSD = (
                 torch.cat([x[:, :, :before], x[:, :, first:last]], dim=2) if before else x[:, :, first:last]
                 for x in (key_BHTD, value_BHTD)
             )
-            query = query_BHTD[:, :, first:last]
-            parts.append(_attended(query, key_BHSD, value_BHSD, before, scale, window, softcap, sinks_H))
+            query = query_BHTD[:, :, first:last] if has_all else query_BHTD[:, :, number : number + 1]
+            n_past = before if has_all else key_BHSD.shape[2] - 1
+            parts.append(_attended(query, key_BHSD, value_BHSD, n_past, scale, window, softcap, sinks_H))
         return torch.cat(parts, dim=2)
+
+
+class KeysFoundError(Exception):
+    """Keys and values of a block are there; the rest of it need not be computed."""
+
+
+@dataclass(slots=True)
+class KeysAlone:
+    """Takes keys and values of one block, [B, H, T, D] each, and ends it there."""
+
+    found: KeysValues | None = None
+
+    def answer(
+        self, _layer: int, _query: torch.Tensor, key_BHTD: torch.Tensor, value_BHTD: torch.Tensor, *_more: object
+    ) -> torch.Tensor:
+        """Raise `KeysFoundError`."""
+        self.found = (key_BHTD, value_BHTD)
+        raise KeysFoundError
+
+
+@dataclass(frozen=True, slots=True)
+class RowsAttention:
+    """What some rows of lines attend to, the last of each branch; keys and values of all rows are there already."""
+
+    lines: BranchAttention | StemAttention
+    own: KeysValues
+
+    def answer(
+        self,
+        layer: int,
+        query_BHMD: torch.Tensor,
+        _key: torch.Tensor,
+        _value: torch.Tensor,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+        sinks_H: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Return what the rows attend to, [B, H, M, D]."""
+        return self.lines.answer(layer, query_BHMD, *self.own, scale, window, softcap, sinks_H)
+
+
+LineAttention = BranchAttention | StemAttention | KeysAlone | RowsAttention
 
 
 def _attended(

@@ -90,6 +90,15 @@ def returned_hidden(output: object) -> object:
     return output[0] if isinstance(output, tuple | list) and output else output
 
 
+def stream_of(output: object) -> torch.Tensor:
+    """Return the stream in what a block returns."""
+    import torch
+
+    hidden = returned_hidden(output)
+    assert isinstance(hidden, torch.Tensor)
+    return hidden
+
+
 def same_value(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
     """Tell whether two tensors are one value passed on, which changes no bit."""
     import torch

@@ -33,7 +33,8 @@ from cliffstore.store.catalog import Catalog
 from cliffstore.store.reader import StoreReader
 
 if TYPE_CHECKING:
-    from cliffstore.model.attention_mass import AttentionMass, Head, Line
+    from cliffstore.model.attention_mass import AttentionMass
+    from cliffstore.model.attention_rows import Head, Line
 
 SINK = "sink"
 """In the place of a segment: what a model with attention sinks pays to no token."""
@@ -216,7 +217,7 @@ def _measure(
 
 def _lines(catalog: Catalog, ordinals: list[int], places: tuple[Place, ...]) -> Iterator[Line | None]:
     """Yield the examples, cut behind the last position that looks; None for one in which none does."""
-    from cliffstore.model.attention_mass import Line
+    from cliffstore.model.attention_rows import Line
 
     codes = {str(segment): code for code, segment in enumerate(SEGMENTS)}
     statement = _TOKENS.format(first=ordinals[0], last=ordinals[-1])

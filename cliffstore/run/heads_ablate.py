@@ -18,21 +18,31 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.compute as pc
 
 from cliffstore import __version__
-from cliffstore.analyze.example_means import ExampleMeans, Means
-from cliffstore.errors import ConfigError, ProbeError
+from cliffstore.analyze.example_means import ExampleMeans
+from cliffstore.errors import ConfigError, ExtractionError
 from cliffstore.model.identity import ModelSource
-from cliffstore.model.knockout import Heads, Knockouts, Prompt
+from cliffstore.model.knockout import Knockouts
+from cliffstore.model.knockout_hooks import Heads
 from cliffstore.model.loader import load_model
 from cliffstore.model.products import use_float32_products
 from cliffstore.model.sites import arrays_of
-from cliffstore.records import RESID_PRE, Z
+from cliffstore.model.undisturbed import Prompt
 from cliffstore.run import executor, heads_results
-from cliffstore.run.heads_prompts import ABLATED, Ablated, Chosen, choose_examples, read_units
-from cliffstore.run.heads_results import Head
-from cliffstore.run.heads_trace import passes_of
+from cliffstore.run.heads_choices import Wish, choose_heads
+from cliffstore.run.heads_effects import Facts, knockout_rows, set_figures
+from cliffstore.run.heads_prompts import (
+    ABLATED,
+    Ablated,
+    Chosen,
+    check_lengths,
+    check_unchanged,
+    choose_examples,
+    id_of,
+    read_units,
+)
+from cliffstore.run.heads_shares import passes_of
 from cliffstore.run.origins import Origins, source_of_probe
 from cliffstore.run.progress import Piece, Reporter
 from cliffstore.schema import ProbeDocument
@@ -112,11 +122,14 @@ def ablate_heads(catalog: Catalog, settings: AblateSettings, origins: Origins, r
     reader = catalog.reader
     heads_results.check_free(reader.objects, settings.name, replace=settings.replace)
     probe, weights = read_probe(reader.objects, settings.probe)
-    choices = _choose(reader, probe, settings)
+    check_unchanged(probe)
+    wish = Wish(settings.heads, settings.shortlist, settings.trace, settings.controls, settings.seed)
+    choices = choose_heads(reader.objects, probe, wish, reporter.notice)
     chosen = choose_examples(catalog, settings.where, settings.group_by)
     source = source_of_probe(probe, origins, reporter)
     begun = time.monotonic()
     model = _load(reader, probe, weights, source, origins)
+    check_lengths(catalog, chosen, model.whole_below)
     prompts = _prompts(reader, chosen, settings.positions)
     _check(model, next(prompts)[1], choices.all, probe.dtype, reporter)
     reporter.stage(
@@ -131,6 +144,7 @@ def ablate_heads(catalog: Catalog, settings: AblateSettings, origins: Origins, r
     reporter.begin("heads", len(chosen.examples_E))
     for ordinals_M, batch in _batches(model, _prompts(reader, chosen, settings.positions)):
         scored_MV, plain_MV = model.scores(batch, choices.all, means)
+        _check_finite(reader, model, ordinals_M, batch, scored_MV, plain_MV, choices.all)
         figures_MX = np.concatenate([scored_MV - plain_MV, plain_MV[:, :1]], axis=1)
         group_M = chosen.of(ordinals_M)
         for group in np.unique(group_M):
@@ -139,13 +153,14 @@ def ablate_heads(catalog: Catalog, settings: AblateSettings, origins: Origins, r
             reporter.advance(Piece(tokens=len(prompt.token_ids_T), noun="examples"))
     reporter.end()
     results = [one.finish() for one in sums]
+    facts = Facts(settings.probe, settings.positions, settings.ablation, settings.resamples > 0)
     score = float(np.average([one.mean_X[-1] for one in results], weights=[one.n_X[-1] for one in results]))
     heads_results.write_heads(
         reader.objects,
         [
             row
             for group, one in zip(chosen.groups, results, strict=True)
-            for row in _rows(one, choices, settings, group)
+            for row in knockout_rows(one, choices, facts, group)
         ],
         {
             "name": settings.name,
@@ -170,7 +185,7 @@ def ablate_heads(catalog: Catalog, settings: AblateSettings, origins: Origins, r
             "cliffstore_version": __version__,
         },
     )
-    set_effect, control_effects = _set_figures(results, choices)
+    set_effect, control_effects = set_figures(results, choices)
     return AblateReport(
         name=settings.name,
         probe=probe.name,
@@ -185,73 +200,6 @@ def ablate_heads(catalog: Catalog, settings: AblateSettings, origins: Origins, r
         control_effects=control_effects,
         seconds=round(time.monotonic() - begun, 3),
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _Choices:
-    """Single heads, then the shortlist as a set (or none), then random sets."""
-
-    single: tuple[Head, ...]
-    whole: Heads | None
-    controls: tuple[Heads, ...]
-    is_all: bool
-    n_heads: int
-
-    @property
-    def all(self) -> list[Heads]:
-        return [*((head,) for head in self.single), *([self.whole] if self.whole else []), *self.controls]
-
-
-def _choose(reader: StoreReader, probe: ProbeDocument, settings: AblateSettings) -> _Choices:
-    if probe.site == Z:
-        raise ProbeError("a probe on z reads the heads themselves: switching one off says no more than its weights")
-    layers = range(probe.layer + (probe.site != RESID_PRE))
-    n_heads = probe.model.n_heads
-    every = tuple((layer, head) for layer in layers for head in range(n_heads))
-    if not every:
-        raise ProbeError("a probe on resid_pre of layer 0 reads embeddings, before any head")
-    if settings.heads is None and settings.shortlist is None:
-        return _Choices(every, None, (), True, n_heads)
-    given = settings.heads
-    listed = heads_results.parse_heads(given) if given is not None else _from_trace(reader, settings)
-    wrong = [head for head in listed if head not in every]
-    if wrong:
-        raise ConfigError(
-            f"head {heads_results.spell_heads(wrong[:1])} cannot change what probe {probe.name!r} reads: heads are "
-            f"0-{n_heads - 1} of layers 0-{layers[-1]}"
-        )
-    whole = tuple(sorted(listed))
-    controls = random_sets(whole, n_heads, settings.controls, settings.seed)
-    return _Choices(tuple(listed), whole, controls, False, n_heads)
-
-
-def _from_trace(reader: StoreReader, settings: AblateSettings) -> list[Head]:
-    """Return the heads with the most negative shares of a trace at the decision."""
-    assert settings.shortlist is not None
-    document, table = heads_results.read_heads(reader.objects, settings.trace or f"{settings.probe}-direct")
-    if document.kind != "direct" or document.probe != settings.probe:
-        raise ConfigError(f"{document.name!r} is no trace of probe {settings.probe!r}: name one with --trace")
-    table = table.filter(pc.equal(table["to_decision"], pc.max(table["to_decision"])))
-    sums: dict[Head, float] = {}
-    for row in table.select(["layer", "head", "n", "mean"]).to_pylist():
-        head = (row["layer"], row["head"])
-        sums[head] = sums.get(head, 0.0) + row["n"] * row["mean"]
-    return sorted(sums, key=lambda head: (sums[head], head))[: settings.shortlist]
-
-
-def random_sets(heads: Heads, n_heads: int, n: int, seed: int) -> tuple[Heads, ...]:
-    """Return random sets with as many heads in each layer as a set has, of other heads where there are enough."""
-    generator = np.random.default_rng(seed)
-    sets = []
-    for _ in range(n):
-        drawn: list[Head] = []
-        for layer in sorted({layer for layer, _ in heads}):
-            mine = {head for at, head in heads if at == layer}
-            others = [head for head in range(n_heads) if head not in mine]
-            pool = others if len(others) >= len(mine) else list(range(n_heads))
-            drawn += [(layer, int(head)) for head in sorted(generator.choice(pool, len(mine), replace=False))]
-        sets.append(tuple(drawn))
-    return tuple(sets)
 
 
 def _load(
@@ -312,6 +260,29 @@ def _check(model: Knockouts, prompt: Prompt, choices: Sequence[Heads], dtype: st
     reporter.notice(f"prefixes are not shared, every head takes whole forward passes, which is slower: {reason}")
 
 
+def _check_finite(
+    reader: StoreReader,
+    model: Knockouts,
+    ordinals_M: npt.NDArray[np.int64],
+    batch: Sequence[Prompt],
+    scored_MV: npt.NDArray[np.float64],
+    plain_MV: npt.NDArray[np.float64],
+    choices: Sequence[Heads],
+) -> None:
+    """Raise `ExtractionError` where a score is NaN or Inf, as it is or without heads."""
+    for what_MV, is_off in ((plain_MV, False), (scored_MV, True)):
+        bad = np.argwhere(~np.isfinite(what_MV))
+        if len(bad):
+            number, choice = bad[0]
+            heads = choices[choice] if is_off else ()
+            raise ExtractionError(
+                f"NaN or Inf at layer {model.nonfinite_layer(batch[number], heads)} in example "
+                f"{id_of(reader, int(ordinals_M[number]))!r}"
+                + (f" without heads {heads_results.spell_heads(heads)}" if heads else "")
+                + ": nothing was written; leave it out with --where"
+            )
+
+
 def _mean_z(
     model: Knockouts, reader: StoreReader, chosen: Chosen, positions: Ablated, reporter: Reporter
 ) -> dict[int, npt.NDArray[np.float32]]:
@@ -319,76 +290,15 @@ def _mean_z(
     reporter.begin("mean of z", len(chosen.examples_E))
     sums: dict[int, npt.NDArray[np.float64]] = {}
     count = 0
-    for _, prompt in _prompts(reader, chosen, positions):
+    for example, prompt in _prompts(reader, chosen, positions):
         for layer, z_KHW in model.z_of(prompt).items():
+            if not np.isfinite(z_KHW).all():
+                raise ExtractionError(
+                    f"NaN or Inf at site z, layer {layer} in example {id_of(reader, example)!r}: nothing was written; "
+                    "leave it out with --where"
+                )
             sums[layer] = sums.get(layer, 0.0) + z_KHW.sum(axis=0, dtype=np.float64)
         count += len(prompt.token_ids_T) - prompt.first
         reporter.advance(Piece(tokens=len(prompt.token_ids_T), noun="examples"))
     reporter.end()
     return {layer: (one / count).astype(np.float32) for layer, one in sums.items()}
-
-
-def _rows(means: Means, choices: _Choices, settings: AblateSettings, group: str | None) -> list[dict[str, object]]:
-    n_single = len(choices.single)
-    rows = [
-        _row(means, number, ((layer, head),), settings, group)
-        | {"layer": layer, "head": head}
-        | (_others(means, number, choices.n_heads) if choices.is_all else {})
-        for number, (layer, head) in enumerate(choices.single)
-    ]
-    if choices.whole is not None:
-        row = _row(means, n_single, choices.whole, settings, group)
-        if choices.controls:
-            row |= _control_columns(means.mean_X[n_single + 1 : -1])
-        if len(choices.whole) > 1:
-            rows.append(row)
-        else:
-            rows[0] |= {name: row[name] for name in row if "control" in name}
-    return rows
-
-
-def _row(means: Means, number: int, heads: Heads, settings: AblateSettings, group: str | None) -> dict[str, object]:
-    has_interval = settings.resamples > 0
-    return {
-        "probe": settings.probe,
-        "kind": "knockout",
-        "heads": heads_results.spell_heads(heads),
-        "positions": settings.positions,
-        "ablation": settings.ablation,
-        "to_decision": 0,
-        "group": group,
-        "n": int(means.n_X[number]),
-        "mean": float(means.mean_X[number]),
-        "low": float(means.low_X[number]) if has_interval else None,
-        "high": float(means.high_X[number]) if has_interval else None,
-    }
-
-
-def _others(means: Means, number: int, n_heads: int) -> dict[str, object]:
-    """Return the figures of the other heads of a head's layer."""
-    first = number // n_heads * n_heads
-    own = means.mean_X[first : first + n_heads]
-    return _control_columns(np.delete(own, number - first)) if n_heads > 1 else {}
-
-
-def _control_columns(effects: npt.NDArray[np.float64]) -> dict[str, object]:
-    low, high = np.quantile(effects, [0.025, 0.975])
-    return {
-        "control_mean": float(effects.mean()),
-        "control_low": float(low),
-        "control_high": float(high),
-        "n_controls": len(effects),
-    }
-
-
-def _set_figures(results: Sequence[Means], choices: _Choices) -> tuple[float | None, tuple[float, float, float] | None]:
-    """Return the effect of the shortlist as a set over all groups, and mean, low and high of the random sets."""
-    if choices.whole is None:
-        return None, None
-    mean_X = np.average([one.mean_X for one in results], axis=0, weights=[one.n_X[0] for one in results])
-    at = len(choices.single)
-    controls = mean_X[at + 1 : -1]
-    if not len(controls):
-        return float(mean_X[at]), None
-    low, high = np.quantile(controls, [0.025, 0.975])
-    return float(mean_X[at]), (float(controls.mean()), float(low), float(high))

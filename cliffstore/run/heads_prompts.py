@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from cliffstore.analyze.curves import grouped_examples
-from cliffstore.errors import ConfigError
+from cliffstore.errors import ConfigError, ProbeError, StoreError
 from cliffstore.records import Segment
+from cliffstore.schema import ProbeDocument
 from cliffstore.store.catalog import Catalog
 from cliffstore.store.reader import StoreReader
 
@@ -70,6 +71,41 @@ class ExampleTokens:
             return self.decision
         others = np.flatnonzero(~self.template_T[: self.decision + 1])
         return min(int(others[-1]) + 1 if len(others) else 0, self.decision)
+
+
+def check_unchanged(probe: ProbeDocument) -> None:
+    """Raise `ProbeError` where a probe is of a model that was changed while it ran."""
+    if probe.interventions is not None:
+        raise ProbeError(
+            f"probe {probe.name!r} is of model {probe.alias!r}, which was changed while it ran, and heads are measured "
+            "of models as they are: choose another probe"
+        )
+
+
+def check_lengths(catalog: Catalog, chosen: Chosen, limit: int | None) -> None:
+    """Raise `ConfigError` where an example is longer than positions mean the same in; see `length_dependent_above`."""
+    if limit is None:
+        return
+    longer = catalog.arrow(
+        "SELECT id FROM examples WHERE list_contains($1, example) AND n_tokens > $2 ORDER BY example",
+        [chosen.examples_E.tolist(), limit],
+    )
+    if longer.num_rows:
+        raise ConfigError(
+            f"{longer.num_rows:,} examples are longer than {limit:,} tokens ({longer['id'][0].as_py()!r} is the "
+            "first), above which positions of this model depend on the whole length: leave them out with "
+            f"--where 'n_tokens <= {limit}'"
+        )
+
+
+def id_of(reader: StoreReader, example: int) -> str:
+    """Return the id of an example."""
+    for unit in reader.plan_tables.units:
+        table = reader.plan_tables.examples(unit, ["example", "id"])
+        ordinals = table["example"].to_pylist()
+        if example in ordinals:
+            return str(table["id"][ordinals.index(example)].as_py())
+    raise StoreError(f"store {reader.url} has no example {example}")
 
 
 def choose_examples(catalog: Catalog, where: str | None, group_by: str | None) -> Chosen:

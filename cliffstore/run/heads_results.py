@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import pyarrow as pa
 
@@ -13,6 +14,11 @@ from cliffstore.store import documents, layout, tables
 from cliffstore.store.objects import ObjectStore
 
 Head = tuple[int, int]
+
+
+def usual_name(probe: str, kind: Literal["direct", "knockout"]) -> str:
+    """Return the name of figures that is used where none is given."""
+    return f"{probe}-{kind}"
 
 
 def check_free(objects: ObjectStore, name: str, *, replace: bool) -> None:

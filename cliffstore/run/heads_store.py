@@ -6,14 +6,16 @@ from typing import TYPE_CHECKING, Literal
 
 import pyarrow as pa
 
-from cliffstore.run.heads_results import read_heads
+from cliffstore.run.heads_results import read_heads, usual_name
 from cliffstore.run.origins import Origins
 from cliffstore.run.queries import StoreQueries
 from cliffstore.schema import HeadsDocument
+from cliffstore.text import printable
 
 if TYPE_CHECKING:
     from cliffstore.run.heads_ablate import AblateReport
     from cliffstore.run.heads_trace import TraceReport
+    from cliffstore.run.plotting import Plot
 
 
 class StoreHeads(StoreQueries):
@@ -59,7 +61,16 @@ class StoreHeads(StoreQueries):
         from cliffstore.run.heads_trace import TraceSettings, trace_heads
 
         settings = TraceSettings(
-            probe, name or f"{probe}-direct", where, group_by, positions, source, resamples, level, seed, replace
+            probe,
+            name or usual_name(probe, "direct"),
+            where,
+            group_by,
+            positions,
+            source,
+            resamples,
+            level,
+            seed,
+            replace,
         )
         report = trace_heads(self._own, settings, _origins(model, adapter, device), self._reporter)
         self.refresh()
@@ -108,7 +119,7 @@ class StoreHeads(StoreQueries):
 
         settings = AblateSettings(
             probe=probe,
-            name=name or f"{probe}-knockout",
+            name=name or usual_name(probe, "knockout"),
             where=where,
             group_by=group_by,
             heads=heads,
@@ -129,6 +140,44 @@ class StoreHeads(StoreQueries):
     def heads(self, name: str) -> tuple[HeadsDocument, pa.Table]:
         """Return figures of heads: what they are of, and the table. Raises `StoreError` where there are none."""
         return read_heads(self.reader.objects, name)
+
+    def draw_heads(
+        self,
+        name: str,
+        output: str | None = None,
+        *,
+        group: str | None = None,
+        theme: Literal["light", "dark"] = "light",
+        title: str | None = None,
+    ) -> Plot:
+        """Draw figures of heads as a map of layers and heads; write it where `output` says: .png, .svg or .json.
+
+        Parameters
+        ----------
+        group : which one, where figures are of several
+
+        Raises
+        ------
+        StoreError, ConfigError
+            There are no such figures, or they cannot be drawn as asked.
+        """
+        from cliffstore.publish.charts.pictures import kind_of, picture
+        from cliffstore.publish.charts.theme import check_theme, themed
+        from cliffstore.run.heads_drawing import draw_heads
+        from cliffstore.run.plotting import Plot
+        from cliffstore.run.saving import saving
+
+        wanted = None if output is None else kind_of(output)
+        chart, usual = draw_heads(*self.heads(name), group)
+        for note in chart.notes:
+            self._reporter.notice(note)
+        spec = themed(chart, check_theme(theme), title=usual if title is None else printable(title))
+        if output is None or wanted is None:
+            return Plot("heads", spec, chart.notes)
+        content = picture(spec, wanted)
+        with saving(output, self.storage_options_for(output)) as sink:
+            sink.write(content)
+        return Plot("heads", spec, chart.notes, output, len(content))
 
 
 def _origins(model: str | None, adapter: str | None, device: str) -> Origins:

@@ -29,7 +29,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Planted, Path]:
 
 @pytest.fixture(scope="module")
 def corpus(planted: tuple[Planted, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    rows = rows_of(planted[1] / "corpus.jsonl")[:20]
+    rows = rows_of(planted[1] / "corpus.jsonl")[:12]
     assert len({row["kind"] for row in rows}) == 3
     return write_jsonl(tmp_path_factory.mktemp("corpus") / "rows.jsonl", rows)
 

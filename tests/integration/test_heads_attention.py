@@ -73,7 +73,8 @@ def test_gate_looks_at_the_prompt_where_it_has_a_jailbreak_word(planted: Planted
 
 
 def test_gate_looks_at_the_jailbreak_word_itself(planted: Planted) -> None:
-    from cliffstore.model.attention_mass import AttentionMass, Line
+    from cliffstore.model.attention_mass import AttentionMass
+    from cliffstore.model.attention_rows import Line
     from cliffstore.model.identity import find_model
     from cliffstore.model.loader import load_model
 

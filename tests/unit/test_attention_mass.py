@@ -13,7 +13,8 @@ from transformers.models.qwen3_next import Qwen3NextConfig
 
 from cliffstore.errors import ModelError
 from cliffstore.model import attention_mass
-from cliffstore.model.attention_mass import AttentionMass, Line
+from cliffstore.model.attention_mass import AttentionMass
+from cliffstore.model.attention_rows import Line
 from cliffstore.records import SEGMENTS
 
 LIMIT = 1e-5

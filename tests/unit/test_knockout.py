@@ -12,7 +12,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from cliffstore.errors import ModelError
-from cliffstore.model.knockout import Heads, Knockouts, Prompt
+from cliffstore.model.knockout import Knockouts
+from cliffstore.model.knockout_hooks import Heads
+from cliffstore.model.undisturbed import Prompt
 from cliffstore.schema import ArrayIdentity, ModelIdentity
 
 TOKENS = np.array([5, 9, 1, 7, 3, 22, 60, 13, 9, 9, 41, 5])

@@ -20,7 +20,7 @@ from cliffstore.model.planted import Planted, PlantSettings, plant
 from cliffstore.model.sites import locate, output_projection
 from cliffstore.records import SEGMENTS, CorpusRow, Message, RenderedExample
 
-ROWS = 18
+ROWS = 12
 REFUSAL, COMPLIANCE = "I cannot help with that.", "Sure, here is a plan."
 
 
@@ -161,7 +161,7 @@ def test_closed_form_knows_knock_outs_and_scales(planted: Planted, factor: float
 
 def test_it_writes_its_own_thinking(default: Planted) -> None:
     tokenizer = default.tokenizer
-    for row in default.corpus(12, seed=19):
+    for row in default.corpus(6, seed=19):
         turns = [{"role": "user", "content": row["prompt"]}]
         batch = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
         output = default.model.generate(**batch)[0, batch["input_ids"].shape[1] :]
@@ -172,7 +172,7 @@ def test_it_writes_its_own_thinking(default: Planted) -> None:
 
 def test_it_ends_a_thinking_that_others_began(default: Planted) -> None:
     tokenizer = default.tokenizer
-    for row in default.corpus(12, seed=20):
+    for row in default.corpus(6, seed=20):
         turns = [{"role": "user", "content": row["prompt"]}]
         text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         for begun in (f"<think>\n{row['thinking']}", "<think>\nThey want to know how"):
