@@ -38,7 +38,7 @@ from cliffstore.run.captures import choose_dtype
 from cliffstore.run.executor import Executor, LocalExecutor, UnitOutcome
 from cliffstore.run.generation_config import GenerateConfig
 from cliffstore.run.generation_job import EndpointSpec, GenerationJob, ModelSpec
-from cliffstore.run.generation_output import write_output
+from cliffstore.run.generation_output import write_output, written_anew
 from cliffstore.run.generation_plan import GenerationPlan, plan_generation
 from cliffstore.run.intervention_files import read_interventions
 from cliffstore.run.interventions import resolve
@@ -151,6 +151,8 @@ def run_generation(
         try:
             for notice in corpus.notices:
                 reporter.notice(notice)
+            for name in written_anew(corpus.extra_schema, config.samples):
+                reporter.notice(f"the corpus column {name!r} is written anew: it says how a text was generated")
             plan = plan_generation(config, corpus, backend.renderer, backend.context, Path(scratch) / "work.parquet")
             for notice in plan.notices:
                 reporter.notice(notice)
@@ -258,10 +260,19 @@ class _Run:
         keys = self.folder.list(layout.GENERATION_PIECES)
         done = units & {unit for unit in map(layout.unit_of, keys) if unit is not None}
         executor = "none"
-        if pending := sorted(units - done):
-            executor = self._generate(pending, sum(self.plan.items_of(unit) for unit in done))
-        receipt = write_output(self.config, self.plan, self.corpus, self.folder)
-        documents.put(self.folder, receipt)
+        try:
+            if pending := sorted(units - done):
+                if not self.folder.exists(layout.GENERATION_WORK):
+                    self._send_work()
+                executor = self._generate(pending, sum(self.plan.items_of(unit) for unit in done))
+            receipt = write_output(self.config, self.plan, self.corpus, self.folder)
+            documents.put(self.folder, receipt)
+        except GenerationError:
+            found = self._complete()  # of another run of the same command, which has cleared away what this one needs
+            if found is None:
+                raise
+            receipt = found
+            self.reporter.notice(f"another run has written {self.config.output} meanwhile")
         self._tidy()
         return self._report(receipt, executor)
 
@@ -323,7 +334,7 @@ class _Run:
         if asked.work != held.work:
             raise StoreError(
                 f"{self.config.output} was begun with another corpus ({held.examples} examples, not {asked.examples}, "
-                f"or other prompts): give the same, or another -o, or remove {self.folder.url}"
+                f"or other prompts or columns): give the same, or another -o, or remove {self.folder.url}"
             )
         return held
 
@@ -341,7 +352,6 @@ class _Run:
                 f"{self.config.output} is not what was generated: give another -o, or remove it and {self.folder.url}"
             )
         self.folder.delete(layout.GENERATION_RECEIPT)
-        self._send_work()
         return None
 
     def _begin(self) -> None:
