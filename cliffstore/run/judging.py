@@ -20,7 +20,7 @@ import pyarrow as pa
 from cliffstore.access import scheme_of
 from cliffstore.analyze.rates import MISSING, UNDECIDED, Agreement, GroupRates, Judged, agreements, group_rates
 from cliffstore.corpus.rows import normalise_label
-from cliffstore.errors import ConfigError
+from cliffstore.errors import ConfigError, InterruptedRunError
 from cliffstore.publish.completions import Endpoint
 from cliffstore.publish.endpoint import AnswerBook
 from cliffstore.publish.judges import (
@@ -90,6 +90,8 @@ def judge(corpus: str | Sequence[str], output: str | None = None, **settings: ob
         It cannot be judged as asked.
     EndpointError
         An endpoint does not answer; what it has answered is kept.
+    InterruptedRunError
+        Ctrl-C; what an endpoint has answered is kept.
     """
     reporter = settings.pop("reporter", None)
     asked = {"corpus": (corpus,) if isinstance(corpus, str) else tuple(corpus), "output": output, **settings}
@@ -131,6 +133,9 @@ def run_judging(config: JudgeConfig, reporter: Reporter) -> JudgeReport:
                     )
                 for _ in block:
                     reporter.advance(Piece(noun="rows"))
+        except KeyboardInterrupt:
+            kept = "; what was answered is kept, run the same command again to go on" if config.endpoint else ""
+            raise InterruptedRunError(f"interrupted{kept}") from None
         finally:
             reporter.end()
     if rows.n_skipped:

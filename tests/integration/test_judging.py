@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from chat_server import Served, said, serving
+from chat_server import Answer, Served, said, serving
 from commands import Result, ok, run_cli, snapshot, write_jsonl
 from conftest import Built
 
@@ -196,6 +198,32 @@ def test_row_that_the_endpoint_will_not_take_does_not_end_the_run(
     served.answer = lambda number, body: (401, {})
     refused = judge(responses, tmp_path / "out.jsonl", served)
     assert (refused.code, KEY_VARIABLE in refused.stderr) == (2, True)
+
+
+def test_interrupted_run_says_what_is_kept(responses: Path, tmp_path: Path, served: Served) -> None:
+    def answer(number: int, body: dict[str, object]) -> Answer:
+        if number == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return said(_verdict(body))
+
+    served.answer = answer
+    result = judge(responses, tmp_path / "out.jsonl", served, "--concurrency", "1")
+    assert (result.code, "interrupted; what was answered is kept" in result.stderr) == (130, True)
+    assert not (tmp_path / "out.jsonl").exists()
+    kept = len((tmp_path / "out.jsonl.answers.jsonl").read_text().splitlines())
+    asked = len(served.asked)
+    assert judge(responses, tmp_path / "out.jsonl", served).json["missing"] == 2
+    assert kept >= 2
+    assert len(served.asked) - asked == 6 - kept
+
+
+def test_command_that_is_interrupted_says_so(responses: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cliffstore.run.judging.run_judging", interrupted)
+    result = run_cli("judge", responses)
+    assert (result.code, result.stderr) == (130, "error: interrupted\n")
 
 
 def test_failures_that_pass_lose_nothing(responses: Path, tmp_path: Path, served: Served) -> None:
