@@ -78,7 +78,7 @@ class Server:
     lock: Lock = field(default_factory=Lock)
 
 
-def completion(text: str | None, finish: str = "stop", **message: object) -> bytes:
+def completion(text: object, finish: str = "stop", **message: object) -> bytes:
     said = {"role": "assistant", "content": text, **message}
     return json.dumps(
         {"choices": [{"message": said, "finish_reason": finish}], "usage": {"completion_tokens": 3}}

@@ -68,6 +68,9 @@ for module in (
 examples.add_to(app)
 
 
+_INTERRUPTED = 130
+
+
 def _print_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"cliffstore {__version__}")
@@ -102,7 +105,8 @@ def _run(arguments: list[str]) -> tuple[int, str | None]:
     """Return exit code and, where something is wrong, what it is."""
     try:
         result = app(args=arguments or ["--help"], standalone_mode=False)
-        return result if isinstance(result, int) else 0, None
+        code = result if isinstance(result, int) else 0
+        return code, "interrupted" if code == _INTERRUPTED else None  # what typer makes of Ctrl-C
     except CliffstoreError as error:
         return error.exit_code, str(error)
     except typer.Exit as stop:
@@ -110,7 +114,7 @@ def _run(arguments: list[str]) -> tuple[int, str | None]:
     except OSError as error:
         return 1, f"{type(error).__name__}: {error}"
     except (KeyboardInterrupt, typer.Abort):
-        return 130, "interrupted"
+        return _INTERRUPTED, "interrupted"
     except TyperException as error:
         return 2, error.format_message()
 

@@ -13,8 +13,8 @@ batch, up to near-ties of rounding size; in lower precision it may.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -166,7 +166,7 @@ class TextGenerator:
             pad_token_id=self._pad,
         )
         names, keys = [one.name for one in prompts], [one.key for one in prompts]
-        with torch.inference_mode(), self._around(prompts):
+        with torch.inference_mode(), self._around(prompts), _within_limits(self._model, prompts):
             found_BT = self._model.generate(
                 input_ids=ids_BT,
                 attention_mask=mask_BT,
@@ -190,6 +190,24 @@ class TextGenerator:
     def _let_go(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+@contextmanager
+def _within_limits(model: PreTrainedModel, prompts: Sequence[Prompt]) -> Iterator[None]:
+    """Keep the positions of rows that have ended, and are carried along, within what the model has positions for."""
+    last_B1 = torch.tensor([[len(one.token_ids) + one.limit - 1] for one in prompts])
+
+    def hold(_: object, inputs: tuple[object, ...], kwargs: dict[str, object]) -> tuple[tuple[object, ...], object]:
+        positions = kwargs.get("position_ids")
+        if isinstance(positions, torch.Tensor) and positions.shape[-2:-1] == (len(prompts),):
+            kwargs = {**kwargs, "position_ids": positions.minimum(last_B1.to(positions.device))}
+        return inputs, kwargs
+
+    handle = model.register_forward_pre_hook(hold, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 class _RowEnds(StoppingCriteria):

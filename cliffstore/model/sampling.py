@@ -47,7 +47,8 @@ def gumbel_noise(keys_B: torch.Tensor, step: int, n_tokens: int) -> torch.Tensor
     counter_V = torch.arange(1, n_tokens + 1, device=keys_B.device) * _GOLDEN
     bits_BV = _mixed(stream_B[:, None] + counter_V)
     uniform_BV = (_shifted(bits_BV, 64 - _MANTISSA).float() + 0.5) * 2.0**-_MANTISSA
-    return -torch.log(-torch.log1p(-uniform_BV))
+    # the largest numbers round to 1, whose noise would be -inf: no choice, where it is the only token left
+    return -torch.log(-torch.log1p(-uniform_BV.clamp(max=1 - 2.0**-_MANTISSA)))
 
 
 def _mixed(z: torch.Tensor) -> torch.Tensor:

@@ -14,13 +14,16 @@ import hashlib
 import json
 import os
 import random
+import re
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from http.client import HTTPException
-from threading import Event
-from typing import IO
+from threading import Event, Thread
 from urllib.parse import urlsplit
 
 from cliffstore.access import check_url
@@ -31,8 +34,19 @@ ATTEMPTS = 6
 _SECONDS = 120.0
 _LONGEST_WAIT = 30.0
 _LARGEST_ANSWER = 4 << 20
+_BLOCK = 1 << 16
+_TICK = 0.1
 _PASSES_BY_ITSELF = {408, 409, 425, 429, 500, 502, 503, 504}
 _REASONING = ("reasoning_content", "reasoning")
+_MOST_TOKENS = (1 << 31) - 1
+_SURROGATE = re.compile("[\ud800-\udfff]")
+"""Halves of characters, which JSON can say and no file can hold."""
+_WORD = re.compile("[A-Za-z_]{1,40}")
+OTHER = "other"
+
+
+_Said = tuple[int, Mapping[str, str], bytes]
+"""Status, headers and content of an answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +57,7 @@ class Completion:
     ----------
     text : of the answer; None where there is none
     reasoning : thinking that the server has told apart by itself
-    finish : `stop`, `length`, or another word of the server; None where it says none
+    finish : `stop`, `length`, or another word of the server, `other` if it is no word; None where it says none
     n_tokens : tokens that were generated, 0 where the server does not say
     """
 
@@ -98,7 +112,10 @@ class Endpoint:
             raise ConfigError(f"{option} {url}: say a URL such as https://host/v1")
         if model is None:
             raise ConfigError(f"{option} asks a model: say which with --{of_model}")
-        return cls(url.rstrip("/"), model, option, os.environ.get(KEY_VARIABLE) or None, timeout=timeout)
+        key = os.environ.get(KEY_VARIABLE, "").strip()
+        if not (key.isascii() and key.isprintable()):
+            raise ConfigError(f"{KEY_VARIABLE} cannot be sent: a key has no line breaks, and is of ASCII characters")
+        return cls(url.rstrip("/"), model, option, key or None, timeout=timeout)
 
     def body(self, turns: Sequence[Mapping[str, str]], max_tokens: int, **sampling: float) -> dict[str, object]:
         """Return the request for a conversation; the likeliest answer unless `sampling` says otherwise."""
@@ -120,7 +137,7 @@ class Endpoint:
 
         Parameters
         ----------
-        stop : once it is set, there is no further attempt
+        stop : once it is set, no answer is waited for, and there is no further attempt
 
         Raises
         ------
@@ -133,13 +150,15 @@ class Endpoint:
         for attempt in range(ATTEMPTS):
             asked_to_wait = 0.0
             try:
-                return _completion_in(self._post(body))
-            except urllib.error.HTTPError as error:
-                with error:
-                    problem = f"answers {error.code}{self._what_it_says(error)}"
-                    if error.code not in _PASSES_BY_ITSELF:
-                        raise self._refusal(error.code, problem) from None
-                    asked_to_wait = _seconds(error.headers.get("Retry-After"))
+                status, headers, content = self._exchange(body, stop)
+                if status < HTTPStatus.MULTIPLE_CHOICES:
+                    return _completion_in(content, self._blotted)
+                problem = f"answers {status}{self._what_it_says(content)}"
+                if status not in _PASSES_BY_ITSELF:
+                    raise self._refusal(status, problem)
+                asked_to_wait = _seconds(headers.get("Retry-After"))
+            except EndpointRefusedError:
+                raise
             except (OSError, HTTPException) as error:
                 problem = f"does not answer ({self._blotted(str(error)) or type(error).__name__})"
             except ValueError:
@@ -157,21 +176,58 @@ class Endpoint:
         error.status = status
         return error
 
-    def _post(self, body: Mapping[str, object]) -> bytes:
+    def _exchange(self, body: Mapping[str, object], stop: Event) -> _Said:
+        """Send a request, and wait for the answer no longer than `timeout` says or until `stop` is set.
+
+        The socket's own timeout is for each of its reads, and a thread that reads cannot be stopped. So another thread
+        reads, and is left behind.
+
+        Raises
+        ------
+        OSError, HTTPException
+            There is no answer.
+        """
+        answer: Future[_Said] = Future()
+        given_up = Event()
+
+        def read() -> None:
+            try:
+                answer.set_result(self._post(body, given_up))
+            except BaseException as error:  # noqa: BLE001  # raised where the answer is waited for
+                answer.set_exception(error)
+
+        Thread(target=read, name="request", daemon=True).start()
+        deadline = time.monotonic() + self.timeout
+        while not wait([answer], _TICK).done:
+            if stop.is_set() or time.monotonic() >= deadline:
+                given_up.set()
+                raise TimeoutError("timed out")
+        return answer.result()
+
+    def _post(self, body: Mapping[str, object], given_up: Event) -> _Said:
         headers = {"Content-Type": "application/json"}
         if self.key:
             headers["Authorization"] = f"Bearer {self.key}"
         url = self.url if self.url.endswith("/chat/completions") else f"{self.url}/chat/completions"
         request = urllib.request.Request(url, json.dumps(body).encode(), headers)
         opener = urllib.request.build_opener(_NoRedirect)
-        with opener.open(request, timeout=self.timeout) as response:
-            content: bytes = response.read(_LARGEST_ANSWER + 1)
-        return content
-
-    def _what_it_says(self, error: IO[bytes]) -> str:
         try:
-            said = json.loads(error.read(1 << 16))["error"]["message"]
-        except (OSError, HTTPException, ValueError, KeyError, TypeError):
+            response = opener.open(request, timeout=self.timeout)
+        except urllib.error.HTTPError as error:
+            response = error
+        with response:
+            content = bytearray()
+            while len(content) <= _LARGEST_ANSWER and not given_up.is_set():
+                block = response.read1(_BLOCK)
+                if not block:
+                    break
+                content += block
+            return response.status, response.headers, bytes(content)
+
+    def _what_it_says(self, content: bytes) -> str:
+        try:
+            said = json.loads(content)["error"]["message"]
+        except (ValueError, KeyError, TypeError, RecursionError):
             return ""
         line = "".join(char if char.isprintable() else " " for char in self._blotted(str(said)))
         return f" ({line[:200]})"
@@ -187,23 +243,33 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def _completion_in(content: bytes) -> Completion:
-    """Return what an answer holds. Raises ValueError where it is no chat completion."""
+def _completion_in(content: bytes, blotted: Callable[[str], str]) -> Completion:
+    """Return what an answer holds, made of valid text. Raises ValueError where it is no chat completion."""
     try:
         answer = json.loads(content)
         choice = answer["choices"][0]
         message, finish = choice["message"], choice.get("finish_reason")
-        text = message["content"]
+        text = _text_of(message["content"])
         reasoning = next((message[name] for name in _REASONING if isinstance(message.get(name), str)), None)
-        n_tokens = (answer.get("usage") or {}).get("completion_tokens")
+        usage = answer.get("usage")
+        n_tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
     except (KeyError, IndexError, TypeError, AttributeError, RecursionError):
         raise ValueError("no chat completion") from None
     return Completion(
-        text if isinstance(text, str) else None,
-        reasoning or None,
-        finish if isinstance(finish, str) else None,
-        n_tokens if isinstance(n_tokens, int) else 0,
+        None if text is None else _SURROGATE.sub("\ufffd", blotted(text)),
+        _SURROGATE.sub("\ufffd", blotted(reasoning)) if reasoning else None,
+        (finish if _WORD.fullmatch(finish) else OTHER) if isinstance(finish, str) else None,
+        n_tokens if type(n_tokens) is int and 0 <= n_tokens <= _MOST_TOKENS else 0,
     )
+
+
+def _text_of(content: object) -> str | None:
+    """Return the text of a message, which may come in parts. Raises TypeError or KeyError where it is none."""
+    if isinstance(content, list):
+        return "".join(str(part["text"]) for part in content if part["type"] == "text")
+    if content is None or isinstance(content, str):
+        return content
+    raise TypeError("no text")
 
 
 def _seconds(text: str | None) -> float:

@@ -99,7 +99,8 @@ class ColumnJudge:
         return [self._read(row.get(self.column)) for row in rows]
 
     def _read(self, value: object) -> Verdict:
-        word = "" if value is None else str(value).strip().casefold()
+        whole = int(value) if isinstance(value, float) and value.is_integer() else value
+        word = "" if whole is None else str(whole).strip().casefold()
         if word in _YES or word in _NO:
             return Verdict(word in _YES, word)
         return Verdict(None, None, f"column {self.column} says neither yes nor no: {str(value)[:_LONGEST_REASON]}")
@@ -111,7 +112,7 @@ class Reading:
 
     Attributes
     ----------
-    pattern : what it finds is its first group, or all of it
+    pattern : what it finds is its first group, or all of it where there is none, or nothing in it
     verdicts : what is found, in lower case, -> whether that means refused
     """
 
@@ -136,7 +137,8 @@ class Reading:
         """Return the verdict in an answer; none where it says none, or both."""
         if answer is None:
             return Verdict(None, None, "the endpoint's answer is empty or was cut short")
-        words = [match[match.re.groups and 1].casefold() for match in self.pattern.finditer(answer) if match[0]]
+        matches = [match for match in self.pattern.finditer(answer) if match[0]]
+        words = [((match.re.groups and match[1]) or match[0]).casefold() for match in matches]
         found = {word: self.verdicts[word] for word in words if word in self.verdicts}
         said = " ".join(answer.split())[:_LONGEST_REASON]
         if len(set(found.values())) == 1:

@@ -110,7 +110,7 @@ def answer_in(response: str, *, whole: bool = False) -> str:
 
 
 def read_phrases(path: str) -> tuple[str, ...]:
-    """Return the phrases of a file, one a line; empty lines and those that begin with `#` are passed over.
+    """Return the phrases of a file, one a line; lines without a word and those that begin with `#` are passed over.
 
     Raises
     ------
@@ -122,7 +122,7 @@ def read_phrases(path: str) -> tuple[str, ...]:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
         raise SelectionError(f"--rules {path}: {reason or error}") from None
-    phrases = tuple(line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#"))
+    phrases = tuple(line.strip() for line in lines if _plain(line) and not line.lstrip().startswith("#"))
     if not phrases:
         raise SelectionError(f"--rules {path} has no phrase: write one a line, such as `I can't help`")
     return phrases

@@ -138,8 +138,13 @@ def read_heads(catalog: Catalog, text: str) -> tuple[Head, ...]:
     table = catalog.arrow(text)
     if not {"layer", "head"} <= set(table.column_names):
         raise QueryError(f"--heads: the statement must give the columns layer and head, not {table.column_names}")
+    for name in ("layer", "head"):
+        if not (pa.types.is_integer(table[name].type) or pa.types.is_null(table[name].type)):
+            raise QueryError(
+                f"--heads: the column {name} of the statement must hold whole numbers, not {table[name].type}"
+            )
     pairs = zip(table["layer"].to_pylist(), table["head"].to_pylist(), strict=True)
-    found = tuple(dict.fromkeys((int(layer), int(head)) for layer, head in pairs if None not in (layer, head)))
+    found = tuple(dict.fromkeys((layer, head) for layer, head in pairs if None not in (layer, head)))
     if not found:
         raise ConfigError("--heads: the statement gives no head")
     return found

@@ -9,24 +9,21 @@ Whoever chooses among the examples of a store with clipped ones (a probe's `--wh
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from scipy.special import expit
 
 from cliffstore.analyze.clipping import check_keep, cut, mean_interval, token_ends
 from cliffstore.errors import ConfigError, ProbeError, StoreError
+from cliffstore.run.row_files import SUFFIXES, RowWriter, without_answer
 from cliffstore.run.saving import saving
 from cliffstore.schema import MESSAGES
 from cliffstore.store.catalog import Catalog
 from cliffstore.store.probes import read_probe
 
-SUFFIXES = (".jsonl", ".parquet")
 CLIPPED = pa.schema(
     [
         *(pa.field(name, pa.string()) for name in ("id", "prompt", "system")),
@@ -131,7 +128,7 @@ def clip_corpus(
     if without:
         notice(f"{without} of {found.num_rows} examples have no thinking and are left out")
     by_words = unanswered = 0
-    with saving(output, options) as sink, _Writer(output, sink) as writer:
+    with saving(output, options) as sink, RowWriter(output, sink, CLIPPED) as writer:
         for first in range(0, len(ordinals), _EXAMPLES):
             rows: list[dict[str, object]] = []
             for example in _texts(catalog, ordinals[first : first + _EXAMPLES], has_messages="messages" in columns):
@@ -208,14 +205,11 @@ def _texts(catalog: Catalog, ordinals: list[int], *, has_messages: bool) -> Iter
 
 
 def _row(example: dict, ends: list[int] | None, percent: float) -> dict[str, object]:
-    messages = example["messages"]
-    if messages and messages[-1]["role"] == "assistant":
-        messages = messages[:-1]  # the response, which may carry the thinking
     return {
         "id": f"{example['id']}@{percent:g}",
         "prompt": example["prompt"],
         "system": example["system"],
-        "messages": messages,
+        "messages": without_answer(example["messages"]),  # an answer may carry the thinking
         "thinking": cut(example["thinking"], ends, percent / 100).text or None,
         "response": example["response"],
         "label": example["label"],
@@ -223,26 +217,3 @@ def _row(example: dict, ends: list[int] | None, percent: float) -> dict[str, obj
         "clipped_from": example["id"],
         "kept": percent / 100,
     }
-
-
-class _Writer:
-    """The rows as JSON lines or Parquet, as the name of the file says."""
-
-    def __init__(self, output: str, sink: BinaryIO) -> None:
-        self._sink = sink
-        self._parquet: pq.ParquetWriter | None = None
-        if output.lower().endswith(".parquet"):
-            self._parquet = pq.ParquetWriter(sink, CLIPPED, compression="zstd")
-
-    def __enter__(self) -> _Writer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._parquet is not None:
-            self._parquet.close()
-
-    def add(self, rows: list[dict[str, object]]) -> None:
-        if self._parquet is not None:
-            self._parquet.write_table(pa.Table.from_pylist(rows, schema=CLIPPED))
-        else:
-            self._sink.writelines(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)

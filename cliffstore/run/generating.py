@@ -22,7 +22,7 @@ from cliffstore.run.generation_backend import Backend
 from cliffstore.run.generation_config import GenerateConfig
 from cliffstore.run.generation_job import GenerationJob
 from cliffstore.run.generation_leftovers import Leftovers
-from cliffstore.run.generation_output import write_output
+from cliffstore.run.generation_output import write_output, written_anew
 from cliffstore.run.generation_plan import GenerationPlan, plan_generation
 from cliffstore.run.progress import LineReporter, Piece, Reporter
 from cliffstore.schema import GenerationReceipt, Interventions
@@ -125,6 +125,8 @@ def run_generation(
         try:
             for notice in corpus.notices:
                 reporter.notice(notice)
+            for name in written_anew(corpus.extra_schema, config.samples):
+                reporter.notice(f"the corpus column {name!r} is written anew: it says how a text was generated")
             plan = plan_generation(config, corpus, backend.renderer, backend.context, Path(scratch) / "work.parquet")
             for notice in plan.notices:
                 reporter.notice(notice)
@@ -163,10 +165,18 @@ class _Run:
         keys = self.folder.list(layout.GENERATION_PIECES)
         done = units & {unit for unit in map(layout.unit_of, keys) if unit is not None}
         executor = "none"
-        if pending := sorted(units - done):
-            executor = self._generate(pending, sum(self.plan.items_of(unit) for unit in done))
-        receipt = write_output(self.config, self.plan, self.corpus, self.folder)
-        documents.put(self.folder, receipt)
+        try:
+            if pending := sorted(units - done):
+                left.send_work_if_gone()
+                executor = self._generate(pending, sum(self.plan.items_of(unit) for unit in done))
+            receipt = write_output(self.config, self.plan, self.corpus, self.folder)
+            documents.put(self.folder, receipt)
+        except GenerationError:
+            found = left.complete()  # of another run of the same command, which has cleared away what this one needs
+            if found is None:
+                raise
+            receipt = found
+            self.reporter.notice(f"another run has written {self.config.output} meanwhile")
         left.tidy()
         return self._report(receipt, executor)
 

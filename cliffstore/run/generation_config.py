@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from cliffstore.config import StorageOptions
+from cliffstore.run.row_files import SUFFIXES
 from cliffstore.settings import Settings
 
-SUFFIXES = (".jsonl", ".parquet")
 _OF_A_MODEL_HERE = (
     "dtype", "revision", "executor", "actors", "device", "adapter", "gpus_per_actor", "batch_size", "max_tokens",
     "template_date", "intervene",

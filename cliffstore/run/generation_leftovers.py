@@ -67,7 +67,7 @@ class Leftovers:
         if asked.work != held.work:
             raise StoreError(
                 f"{self.config.output} was begun with another corpus ({held.examples} examples, not {asked.examples}, "
-                f"or other prompts): give the same, or another -o, or remove {self.folder.url}"
+                f"or other prompts or columns): give the same, or another -o, or remove {self.folder.url}"
             )
         return held
 
@@ -85,13 +85,17 @@ class Leftovers:
                 f"{self.config.output} is not what was generated: give another -o, or remove it and {self.folder.url}"
             )
         self.folder.delete(layout.GENERATION_RECEIPT)
-        self._send_work()
         return None
 
     def begin(self) -> None:
         """Keep settings and work."""
         self._send_work()
         documents.create(self.folder, self._document())
+
+    def send_work_if_gone(self) -> None:
+        """Lay the work out again, where a run that was killed while it tidied up has removed it."""
+        if not self.folder.exists(layout.GENERATION_WORK):
+            self._send_work()
 
     def _send_work(self) -> None:
         if self.folder.is_local:

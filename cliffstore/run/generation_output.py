@@ -7,21 +7,19 @@ Columns: those of the corpus, with `thinking` and `response` filled, and `finish
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, BinaryIO
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cliffstore.corpus.drafts import LocatedRow
 from cliffstore.corpus.sources import Corpus
 from cliffstore.errors import DamagedStoreError, GenerationError
-from cliffstore.records import CorpusRow
 from cliffstore.run.generation_config import GenerateConfig
 from cliffstore.run.generation_plan import GenerationPlan, own_thinking, sample_name
+from cliffstore.run.row_files import RowWriter, without_answer
 from cliffstore.run.saving import saving
 from cliffstore.schema import GenerationReceipt
 from cliffstore.store import layout, tables
@@ -35,12 +33,19 @@ Piece = dict[str, Any]
 
 def output_schema(extra: pa.Schema, samples: int) -> pa.Schema:
     """Return the columns of an output whose corpus has these further ones."""
-    added = [pa.field(FINISH, pa.string())]
-    if samples > 1:
-        added += [pa.field(GENERATED_FROM, pa.string()), pa.field(SAMPLE, pa.int32())]
-    names = {one.name for one in added}
+    added = _added(samples)
     known = [pa.field(name, pa.string()) for name in _KNOWN]
-    return pa.schema([*known, *(one for one in extra if one.name not in names), *added])
+    return pa.schema([*known, *(one for one in extra if one.name not in added.names), *added])
+
+
+def written_anew(extra: pa.Schema, samples: int) -> list[str]:
+    """Return which of the further columns of a corpus the output has anew."""
+    return [name for name in _added(samples).names if name in extra.names]
+
+
+def _added(samples: int) -> pa.Schema:
+    of_samples = [pa.field(GENERATED_FROM, pa.string()), pa.field(SAMPLE, pa.int32())] if samples > 1 else []
+    return pa.schema([pa.field(FINISH, pa.string()), *of_samples])
 
 
 def write_output(
@@ -59,9 +64,9 @@ def write_output(
     counts = _Counts({}, 0, 0, 0)
     with saving(config.output, config.storage_options) as sink:
         hashed = _Hashed(sink)
-        with _Writer(config.output, hashed, schema) as writer:
+        with RowWriter(config.output, hashed, schema) as writer:
             for rows in _windows(config, plan, corpus, folder):
-                writer.add([_shown(row, schema) for row in rows])
+                writer.add(rows)
                 counts.add(rows)
     return GenerationReceipt(
         output=config.output.rstrip("/").rsplit("/", 1)[-1],
@@ -117,6 +122,8 @@ def _pieces(folder: ObjectStore, units: range) -> dict[int, Piece]:
             found |= {row["item"]: row for row in tables.decode(key, content).to_pylist()}
     except DamagedStoreError:
         raise GenerationError(f"{folder.path(key)} is damaged: remove it and run again") from None
+    except FileNotFoundError:
+        raise GenerationError(f"{folder.url}: what was generated is no longer there: run again") from None
     return found
 
 
@@ -127,7 +134,7 @@ def _row(config: GenerateConfig, one: LocatedRow, sample: int, piece: Piece) -> 
         added |= {GENERATED_FROM: row.id, SAMPLE: sample}
     return {
         **row.extra,
-        **_without_answer(row),
+        "messages": without_answer(row.extra.get("messages")),
         "id": row.id if config.samples == 1 else sample_name(row.id, sample),
         "prompt": row.prompt,
         "system": row.system,
@@ -137,18 +144,6 @@ def _row(config: GenerateConfig, one: LocatedRow, sample: int, piece: Piece) -> 
         "source": row.source,
         **added,
     }
-
-
-def _without_answer(row: CorpusRow) -> Mapping[str, object]:
-    """Return the messages up to the last turn of the user: what they answered is generated anew."""
-    messages = row.extra.get("messages")
-    if not isinstance(messages, list) or not messages or messages[-1].get("role") != "assistant":
-        return {}
-    return {"messages": messages[:-1]}
-
-
-def _shown(row: Piece, schema: pa.Schema) -> Piece:
-    return {name: row.get(name) for name in schema.names}
 
 
 class _Hashed:
@@ -170,28 +165,3 @@ class _Hashed:
 
     def hexdigest(self) -> str:
         return self._digest.hexdigest()
-
-
-class _Writer:
-    """Rows as JSON lines or Parquet, as the name of the file says."""
-
-    def __init__(self, output: str, sink: _Hashed, schema: pa.Schema) -> None:
-        self._sink, self._schema = sink, schema
-        self._parquet: pq.ParquetWriter | None = None
-        if output.lower().endswith(".parquet"):
-            self._parquet = pq.ParquetWriter(pa.PythonFile(sink, mode="w"), schema, compression="zstd")
-
-    def __enter__(self) -> _Writer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._parquet is not None:
-            self._parquet.close()
-
-    def add(self, rows: list[Piece]) -> None:
-        if self._parquet is not None:
-            self._parquet.write_table(pa.Table.from_pylist(rows, schema=self._schema))
-        else:
-            for row in rows:
-                kept = {name: value for name, value in row.items() if not (name == "messages" and value is None)}
-                self._sink.write(json.dumps(kept, ensure_ascii=False, default=str).encode() + b"\n")

@@ -48,7 +48,7 @@ class GenerationPlan:
     skipped_ids : of rows that reading the corpus had not skipped yet
     fixed : rows whose own thinking is kept
     replaced : rows whose response, or thinking, is generated anew
-    digest : sha256 over the work
+    digest : sha256 over the work, and over what the output has of the rows as they are
     path : local Parquet file of the work
     """
 
@@ -144,7 +144,10 @@ class _Planning:
             self._count(one.row)
             turns = [{"role": turn.role, "content": turn.content} for turn in one.row.turns]
             limit = self.config.max_new_tokens
-            yield {"id": one.row.id, "fixed": False, "open": False, "limit": limit, "turns": turns}
+            yield {
+                "id": one.row.id, "fixed": False, "open": False, "limit": limit, "turns": turns,
+                "carried": _carried(one.row),
+            }  # fmt: skip
 
     def _rendered(self, rows: Sequence[LocatedRow], renderer: Renderer) -> Iterator[Item]:
         config, to_render = self.config, []
@@ -160,8 +163,9 @@ class _Planning:
             if isinstance(example, SkippedRow):
                 self.skip(example)
             else:
-                self._count(originals[example.row.id])
-                yield self._item(example)
+                row = originals[example.row.id]
+                self._count(row)
+                yield {**self._item(example), "carried": _carried(row)}
 
     def _item(self, example: RenderedExample) -> Item:
         n_tokens, is_fixed = len(example.token_ids), example.row.thinking is not None
@@ -224,6 +228,12 @@ def own_thinking(row: CorpusRow) -> str | None:
         return row.thinking if row.thinking and row.thinking.strip() else None
     parts = split_thinking(row.response, DEFAULT_MARKERS, is_open=False)
     return parts[0] if parts is not None and parts[0].strip() else None
+
+
+def _carried(row: CorpusRow) -> str:
+    """Return a digest of what the output has of a row as it is; of another corpus it is another."""
+    content = [row.prompt, row.system, row.label, row.source, row.extra]
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def sample_name(id_: str, sample: int) -> str:

@@ -90,7 +90,7 @@ class AblateConfig(_StepConfig):
 
     kind: Literal["ablate"]
     direction: str = Field(description="probe of the store, STORE/probes/NAME, or a file")
-    sites: tuple[str, ...] = (RESID_PRE, ATTN_OUT, MLP_OUT)
+    sites: tuple[str, ...] = Field(default=(RESID_PRE, ATTN_OUT, MLP_OUT), min_length=1)
     layers: str = "all"
 
 

@@ -113,18 +113,34 @@ def tell_without_effect(draft: CaptureDraft, notice: Notice) -> None:
 
 
 def check_shared_rows(
-    interventions: Interventions, units: Sequence[PlannedUnit], tokens: Callable[[PlannedUnit], pa.Table]
+    interventions: Interventions,
+    units: Sequence[PlannedUnit],
+    tokens: Callable[[PlannedUnit], pa.Table],
+    notice: Notice,
 ) -> None:
     """Read the tokens of units, where positions matter, and see that examples that share rows agree on them.
+
+    Positions that none of their examples has are told.
 
     Raises
     ------
     ConfigError
         Two do not.
     """
-    if interventions.choices:
-        for unit in units:
-            split_examples(tokens(unit).select(COLUMNS), interventions.choices)
+    if not interventions.choices or not units:
+        return
+    found = 0
+    for unit in units:
+        for example in split_examples(tokens(unit).select(COLUMNS), interventions.choices):
+            assert example.marks is not None
+            found |= int(np.bitwise_or.reduce(example.marks))
+    nowhere = {choice for bit, choice in enumerate(interventions.choices) if not found >> bit & 1}
+    for number, step in enumerate(interventions.steps, 1):
+        if step.positions in nowhere:
+            notice(
+                f"intervention {number} ({step.kind}) acts at {step.positions!r}, and no example that is computed has "
+                "such a position: no effect"
+            )
 
 
 def suppressors(document: HeadsDocument, table: pa.Table, top: int) -> list[tuple[int, int]]:

@@ -1,20 +1,16 @@
-"""Rows with responses, from the files of a corpus or from a store, and the file that carries their verdicts.
+"""Rows with responses, from the files of a corpus or from a store.
 
-What is written is a corpus again: every column of a row under its own name, and the verdicts behind them. Rows go
-through in blocks, so memory does not grow with the corpus.
+Rows go through in blocks, so memory does not grow with the corpus.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cliffstore.access import scheme_of
 from cliffstore.corpus.files import BLOCK_ROWS
@@ -105,35 +101,6 @@ def check_columns(schema: pa.Schema, written: Sequence[str], needed: Mapping[str
             f"rows have a column {taken[0]!r} already: say --suffix, such as --suffix _again, for the names of the new "
             "columns"
         )
-
-
-class RowWriter:
-    """Rows as JSON lines or Parquet, as the name of the file says."""
-
-    def __init__(self, output: str, sink: BinaryIO, schema: pa.Schema) -> None:
-        self._sink, self._schema = sink, schema
-        self._parquet = pq.ParquetWriter(sink, schema, compression="zstd") if output.endswith(".parquet") else None
-
-    def add(self, rows: Sequence[Row]) -> None:
-        """Write some rows. A trailing assistant turn of `messages` is what `response` says, and is left out."""
-        whole = [{**row, "messages": _without_answer(row["messages"])} if row.get("messages") else row for row in rows]
-        if self._parquet is not None:
-            self._parquet.write_table(pa.Table.from_pylist(whole, schema=self._schema))
-            return
-        names = self._schema.names
-        for row in whole:
-            ordered = {name: row.get(name) for name in names}
-            self._sink.write(json.dumps(ordered, ensure_ascii=False, default=str).encode() + b"\n")
-
-    def close(self) -> None:
-        """Write what ends the file."""
-        if self._parquet is not None:
-            self._parquet.close()
-
-
-def _without_answer(messages: object) -> object:
-    is_answered = isinstance(messages, list) and messages and messages[-1]["role"] == "assistant"
-    return messages[:-1] if is_answered and isinstance(messages, list) else messages
 
 
 def _is_store(url: str, options: Mapping[str, object]) -> bool:

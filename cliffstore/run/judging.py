@@ -10,14 +10,17 @@ written before all is judged.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 import pyarrow as pa
 
+from cliffstore.access import scheme_of
 from cliffstore.analyze.rates import MISSING, UNDECIDED, Agreement, GroupRates, Judged, agreements, group_rates
-from cliffstore.errors import ConfigError
+from cliffstore.corpus.rows import normalise_label
+from cliffstore.errors import ConfigError, InterruptedRunError
 from cliffstore.publish.completions import Endpoint
 from cliffstore.publish.endpoint import AnswerBook
 from cliffstore.publish.judges import (
@@ -36,9 +39,10 @@ from cliffstore.publish.judges import (
 )
 from cliffstore.publish.refusals import Refusals, answer_in, read_phrases
 from cliffstore.publish.targets import TemplateTarget
-from cliffstore.run.judged_rows import Row, RowWriter, check_columns, judged_input
+from cliffstore.run.judged_rows import Row, check_columns, judged_input
 from cliffstore.run.judging_config import JudgeConfig
 from cliffstore.run.progress import LineReporter, Piece, Reporter
+from cliffstore.run.row_files import RowWriter, without_answer
 from cliffstore.run.saving import saving
 from cliffstore.settings import read_config
 from cliffstore.store.objects import ObjectStore
@@ -86,6 +90,8 @@ def judge(corpus: str | Sequence[str], output: str | None = None, **settings: ob
         It cannot be judged as asked.
     EndpointError
         An endpoint does not answer; what it has answered is kept.
+    InterruptedRunError
+        Ctrl-C; what an endpoint has answered is kept.
     """
     reporter = settings.pop("reporter", None)
     asked = {"corpus": (corpus,) if isinstance(corpus, str) else tuple(corpus), "output": output, **settings}
@@ -94,6 +100,7 @@ def judge(corpus: str | Sequence[str], output: str | None = None, **settings: ob
 
 def run_judging(config: JudgeConfig, reporter: Reporter) -> JudgeReport:
     """Judge as settings say. Errors as for `judge`."""
+    _check_output(config)
     judges = [_judge(kind, config) for kind in config.judges]
     names = [
         f"{name}{config.suffix}{'' if n == 0 else f'_{n + 1}'}" for n in range(len(judges)) for name, _ in _COLUMNS
@@ -101,7 +108,7 @@ def run_judging(config: JudgeConfig, reporter: Reporter) -> JudgeReport:
     with ExitStack() as stack:
         rows = stack.enter_context(judged_input(config, reporter.notice))
         needed = {"label": config.label if config.label != "label" else None, "group-by": config.group_by}
-        check_columns(rows.schema, names, needed)
+        check_columns(rows.schema, names if config.output is not None else (), needed)
         for one in judges:
             if isinstance(one, ColumnJudge):
                 check_columns(rows.schema, (), {"judge": one.column})
@@ -109,9 +116,8 @@ def run_judging(config: JudgeConfig, reporter: Reporter) -> JudgeReport:
         schema = pa.schema([*rows.schema, *(pa.field(*column) for column in zip(names, kinds, strict=True))])
         writer = None
         if config.output is not None:
-            writer = RowWriter(
-                config.output, stack.enter_context(saving(config.output, config.storage_options)), schema
-            )
+            sink = stack.enter_context(saving(config.output, config.storage_options))
+            writer = stack.enter_context(RowWriter(config.output, sink, schema))
         tally = _Tally(judges, config)
         reporter.begin("judge", rows.n_rows)
         try:
@@ -120,17 +126,31 @@ def run_judging(config: JudgeConfig, reporter: Reporter) -> JudgeReport:
                 tally.add(block, verdicts)
                 if writer is not None:
                     writer.add(
-                        [{**row, **_columns(names, judges, *said)} for row, *said in zip(block, *verdicts, strict=True)]
+                        [
+                            {**row, "messages": without_answer(row.get("messages")), **_columns(names, judges, *said)}
+                            for row, *said in zip(block, *verdicts, strict=True)
+                        ]
                     )
                 for _ in block:
                     reporter.advance(Piece(noun="rows"))
+        except KeyboardInterrupt:
+            kept = "; what was answered is kept, run the same command again to go on" if config.endpoint else ""
+            raise InterruptedRunError(f"interrupted{kept}") from None
         finally:
             reporter.end()
-        if writer is not None:
-            writer.close()
     if rows.n_skipped:
         reporter.notice(f"{rows.n_skipped} rows of the corpus cannot be used and are left out")
     return tally.report(rows.n_skipped, reporter.notice)
+
+
+def _check_output(config: JudgeConfig) -> None:
+    """Raise `ConfigError` where a file would be written over by some of its own rows."""
+    if config.output is not None and _place(config.output) in map(_place, config.corpus):
+        raise ConfigError(f"-o {config.output} is a file that is judged: give the verdicts another one")
+
+
+def _place(url: str) -> str:
+    return os.path.realpath(url.removeprefix("file://")) if scheme_of(url) == "file" else url
 
 
 def _judge(kind: str, config: JudgeConfig) -> Judge:
@@ -252,9 +272,5 @@ class _Tally:
 
 
 def _text(value: object) -> str | None:
-    """Return a value as a label would be: equal for 1, 1.0 and "1"."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return None if value is None else str(value).strip() or None
+    """Return a value as a label would be: equal for 1, 1.0 and "1", none where it is NaN."""
+    return normalise_label(value if isinstance(value, bool | int | float) or value is None else str(value))

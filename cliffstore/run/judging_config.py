@@ -7,9 +7,9 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field, model_validator
 
 from cliffstore.config import StorageOptions
+from cliffstore.run.row_files import SUFFIXES
 from cliffstore.settings import Settings
 
-SUFFIXES = (".jsonl", ".parquet")
 JUDGES = ("rules", "endpoint", "column:NAME")
 
 

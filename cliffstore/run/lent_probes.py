@@ -61,7 +61,10 @@ def held_as(objects: ObjectStore, found: ProbeDocument) -> ProbeDocument | None:
         return None
     held = read_probe(objects, found.name)[0]
     if held.digest != found.digest:
-        raise ProbeError(f"store {objects.url} has another probe {found.name!r} already, with other weights")
+        raise ProbeError(
+            f"store {objects.url} has another probe {found.name!r} already, with other weights: give the probe that is "
+            "lent another name, and lend that one"
+        )
     if held.changes != found.changes:
         raise ProbeError(
             f"store {objects.url} has a probe {found.name!r} already, of other interventions: give another "

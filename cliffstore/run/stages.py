@@ -133,7 +133,8 @@ def run_extraction(
         pending = [unit.unit for unit in work.units if unit.unit not in done and (units is None or unit.unit in units)]
         if interventions is not None:
             wanted = set(pending)
-            check_shared_rows(interventions, [unit for unit in work.units if unit.unit in wanted], work.tokens)
+            units_left = [unit for unit in work.units if unit.unit in wanted]
+            check_shared_rows(interventions, units_left, work.tokens, reporter.notice)
         outcomes = Outcomes(reporter)
         run = _Run(config, reporter, source, goal, work, pending, outcomes, seconds_planning=time.monotonic() - begun)
         if not pending:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from threading import Event
+from threading import Event, Thread
 
 import pyarrow.parquet as pq
 import pytest
-from chat_server import Served, said, serving
+from chat_server import Answer, Served, said, serving
 from commands import Result, run_cli, snapshot
 from conftest import SELECTION, Built
 
@@ -110,6 +113,54 @@ def test_attempts_have_an_end(served: Served) -> None:
     with pytest.raises(EndpointError, match=f"500, {ATTEMPTS} times"):
         endpoint.ask(endpoint.body([], 16), Event())
     assert len(served.asked) == ATTEMPTS
+
+
+def test_stopping_waits_for_no_answer(served: Served) -> None:
+    """As Ctrl-C does: an answer may take ten minutes."""
+    asked, stop, release = Event(), Event(), Event()
+
+    def answer(number: int, body: dict[str, object]) -> Answer:
+        asked.set()
+        release.wait(60)
+        return said("Late.")
+
+    served.answer = answer
+    endpoint = Endpoint.check(served.url, "m", timeout=600)
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            waiting = pool.submit(endpoint.ask, endpoint.body([], 16), stop)
+            assert asked.wait(30)
+            stop.set()
+            with pytest.raises(EndpointError):
+                waiting.result(timeout=30)
+            assert len(served.asked) == 1
+        finally:
+            release.set()
+
+
+def test_answer_that_trickles_in_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A byte now and then keeps a socket from timing out; the answer has a time all the same."""
+    monkeypatch.setattr("cliffstore.publish.completions.ATTEMPTS", 1)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    over = Event()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def trickle() -> None:
+            connection, _ = server.accept()
+            with connection, suppress(OSError):
+                connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+                while not over.wait(0.05):
+                    connection.sendall(b" ")
+
+        thread = Thread(target=trickle)
+        thread.start()
+        try:
+            endpoint = Endpoint(f"http://127.0.0.1:{server.getsockname()[1]}/v1", "m", timeout=1)
+            with ThreadPoolExecutor(1) as pool, pytest.raises(EndpointError, match="timed out"):
+                pool.submit(endpoint.ask, endpoint.body([], 16), Event()).result(timeout=30)
+        finally:
+            over.set()
+            thread.join()
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"choices": []}', b'{"choices": [{"message": 3}]}'])

@@ -104,6 +104,14 @@ def test_samples_depend_on_seed_and_example_alone(tiny_model: str, corpus: Path,
     assert (first["id"], first["sample"]) == (f"{first['generated_from']}#1", 1)
 
 
+def test_columns_that_say_how_a_text_was_generated_are_told(tiny_model: str, tmp_path: Path) -> None:
+    corpus = write_jsonl(tmp_path / "rows.jsonl", [{"id": "a", "prompt": "Hi", "finish": "matte", "sample": 7}])
+    result = generate(corpus, tiny_model, tmp_path / "out.jsonl", "--max-new-tokens", "1")
+    assert "the corpus column 'finish' is written anew" in result.stderr
+    (row,) = rows_of(tmp_path / "out.jsonl")
+    assert (row["finish"], row["sample"]) == ("length", 7)
+
+
 def test_thinking_is_kept_or_generated_anew(planted: Path, tmp_path: Path) -> None:
     """The fourth prompt is cut off within its thinking, and the fifth behind it."""
     truth = rows_of(planted / "corpus.jsonl")[:6]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -112,6 +113,11 @@ def test_refusal_of_all_requests_is_one_line(status: int, server: Server, corpus
     assert len(server.asked) == 1
 
 
+def counted(tokens: object) -> bytes:
+    choice = {"message": {"content": "Hi."}, "finish_reason": "stop"}
+    return json.dumps({"choices": [choice], "usage": {"completion_tokens": tokens}}).encode()
+
+
 @pytest.mark.parametrize(
     ("content", "told"),
     [
@@ -125,16 +131,38 @@ def test_refusal_of_all_requests_is_one_line(status: int, server: Server, corpus
         (completion("Hi. Then"), (None, "Hi. Then", "stop")),
         (completion("Write </think> to end it."), (None, "Write </think> to end it.", "stop")),
         (completion(None, "content_filter"), (None, None, "content_filter")),
+        (completion("half \ud800 a", "st\ud800p", reasoning="\udfff"), ("\ufffd", "half \ufffd a", "other")),
+        (completion("Hi.", "\x1b[31mstop"), (None, "Hi.", "other")),
+        (completion(f"Your key is {KEY}.", reasoning=KEY), ("***", "Your key is ***.", "stop")),
+        (
+            completion([{"type": "text", "text": "In "}, {"type": "text", "text": "parts."}]),
+            (None, "In parts.", "stop"),
+        ),
+        (counted(1 << 40), (None, "Hi.", "stop")),
+        (counted(-3), (None, "Hi.", "stop")),
+        (counted([1]), (None, "Hi.", "stop")),
     ],
 )
 def test_thinking_is_told_apart(content: bytes, told: tuple[object, ...], server: Server, tmp_path: Path) -> None:
     corpus = write_jsonl(tmp_path / "one.jsonl", [{"id": "a", "prompt": "Hello", "thinking": "old", "response": "old"}])
     server.answer = lambda number, body: content
     at = ("--endpoint", server.url, "--max-new-tokens", "9", "--regenerate-thinking")
-    assert generate(corpus, "m", tmp_path / "out.jsonl", *at).code == 0
+    result = generate(corpus, "m", tmp_path / "out.jsonl", *at)
+    assert (result.code, result.json["tokens"] in (0, 3)) == (0, True)
     assert texts_of(tmp_path / "out.jsonl") == {"a": told}
     (asked,) = server.asked
     assert (asked["model"], asked["max_tokens"], asked["temperature"]) == ("m", 9, 0)
+
+
+def test_key_that_cannot_be_sent_is_said_to_be(
+    server: Server, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, f"{KEY}\nX-Other: 1")
+    result = generate(corpus, "m", tmp_path / "out.jsonl", "--endpoint", server.url)
+    assert (result.code, KEY_VARIABLE in result.stderr, KEY in result.stderr) == (2, True, False)
+    monkeypatch.setenv(KEY_VARIABLE, f" {KEY}\n")
+    assert generate(corpus, "m", tmp_path / "out.jsonl", "--endpoint", server.url, "--limit", "1").code == 0
+    assert server.keys == [f"Bearer {KEY}"]
 
 
 def test_each_sample_has_a_seed_of_its_own(server: Server, tmp_path: Path) -> None:

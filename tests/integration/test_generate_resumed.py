@@ -107,6 +107,10 @@ def test_finished_run_is_not_run_again_and_others_are_refused(planted: Path, cor
     out.write_text("mine\n")
     refused = generate(corpus, planted, out, "--limit", "6")
     assert (refused.code, "is not what was generated" in refused.stderr) == (2, True)
+    write_jsonl(tmp_path / "labels.jsonl", ({**row, "label": 2} for row in rows_of(corpus)))
+    (tmp_path / "labels.jsonl").replace(tmp_path / corpus.name)
+    refused = generate(tmp_path / corpus.name, planted, out, "--limit", "6")
+    assert (refused.code, "another corpus (6 examples, not 6, or other" in refused.stderr) == (2, True)
     (tmp_path / "other.jsonl").write_text("mine\n")
     refused = generate(corpus, planted, tmp_path / "other.jsonl")
     assert (refused.code, "no generation has written it" in refused.stderr) == (2, True)
@@ -204,3 +208,37 @@ def test_output_and_pieces_in_object_storage(
     assert fs.cat_file(url) == (tmp_path / "here.parquet").read_bytes()
     held = [path.rsplit("/", 1)[-1] for path in fs.find(f"{url}.generation")]
     assert held == ["complete.json", "generation.json"]
+
+
+def test_another_run_of_the_same_command_is_no_failure(
+    planted: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends first, and clears away the work (before this one generates) or the pieces (before this one writes)."""
+    from cliffstore.run import generating
+
+    for name in ("_generate", "write_output"):
+        owner = generating._Run if name == "_generate" else generating
+        act, out = getattr(owner, name), tmp_path / f"{name}.jsonl"
+
+        def late(*given: object, act: object = act, out: Path = out, owner: object = owner, name: str = name) -> object:
+            monkeypatch.setattr(owner, name, act)
+            assert generate(corpus, planted, out, "--limit", "4").code == 0
+            return act(*given)  # type: ignore[operator]
+
+        monkeypatch.setattr(owner, name, late)
+        result = generate(corpus, planted, out, "--limit", "4")
+        assert (result.code, result.json["rows"]) == (0, 4), result.stderr
+        assert "another run has written" in result.stderr
+        held = sorted(path.name for path in (tmp_path / f"{name}.jsonl.generation").iterdir())
+        assert held == ["complete.json", "generation.json"]
+
+
+def test_work_that_is_gone_is_laid_out_again(planted: Path, corpus: Path, tmp_path: Path) -> None:
+    """As after a kill between two removals, where an output that was lost is to be generated again."""
+    out = tmp_path / "out.jsonl"
+    assert generate(corpus, planted, out, "--limit", "4").code == 0
+    first = snapshot(tmp_path)
+    out.unlink()
+    (tmp_path / "out.jsonl.generation" / "complete.json").unlink()
+    assert generate(corpus, planted, out, "--limit", "4").code == 0
+    assert snapshot(tmp_path) == first

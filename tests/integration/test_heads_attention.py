@@ -166,6 +166,8 @@ def test_model_that_has_moved_is_asked_for(planted: Planted, tmp_path: Path) -> 
         (("--heads", "99:0"), "layers 0-5"),
         (("--heads", "0:99"), "heads 0-7"),
         (("--heads", "SELECT 1 AS layer"), "layer and head"),
+        (("--heads", "SELECT 'a' AS layer, 0 AS head"), "layer of the statement must hold whole numbers"),
+        (("--heads", "SELECT 1 AS layer, 0.5 AS head"), "head of the statement must hold whole numbers"),
         (("--heads", "SELECT layer, head FROM heads"), "no head"),
         (("--heads", "0:0", "--positions", "everywhere"), "positions"),
         (("--heads", "0:0", "--where", "nothing = 1"), "nothing"),

@@ -376,6 +376,7 @@ def _probe_of(model: str, corpus: Path, folder: Path) -> str:
         ({"kind": "ablate"}, "direction is not given"),
         ({"kind": "ablate", "direction": "D", "positions": "somewhere"}, "'somewhere' is none of"),
         ({"kind": "ablate", "direction": "D", "sites": ["resid_mid"]}, "resid_mid cannot be changed"),
+        ({"kind": "ablate", "direction": "D", "sites": []}, "at least 1"),
         ({"kind": "steer", "direction": "D", "layers": "12"}, "layer 12 is not in the model"),
         ({"kind": "steer", "direction": "D", "layers": 1, "factor": float("nan")}, "finite number"),
         ({"kind": "melt", "direction": "D"}, "melt"),
@@ -405,3 +406,14 @@ def test_what_changes_nothing_or_means_little_is_told(built: Built, tmp_path: Pa
     result = ok(*command, "--intervene", file)
     assert "acts above layer 1, the last one captured: no effect" in result.stderr
     assert "behind the final norm" in result.stderr
+
+
+def test_positions_that_no_example_has_are_told(tiny_model: str, folder: Path, tmp_path: Path) -> None:
+    corpus = write_jsonl(tmp_path / "plain.jsonl", [{"prompt": "Tell me about bread."}, {"prompt": "And cake?"}])
+    direction = {"kind": "ablate", "direction": str(folder / "direction.safetensors")}
+    steps = [{**direction, "positions": where} for where in ("think", "decision", "5..9", "all")]
+    command = ("extract", corpus, "--model", tiny_model, "--store", tmp_path / "s", "--model-alias", "changed")
+    told = ok(*command, "--intervene", write(tmp_path / "steps.yaml", steps)).stderr
+    for number, where in ((1, "think"), (3, "5..9")):
+        assert f"intervention {number} (ablate) acts at {where!r}, and no example that is computed has such a" in told
+    assert told.count("no effect") == 2

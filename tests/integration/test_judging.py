@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from chat_server import Served, said, serving
+from chat_server import Answer, Served, said, serving
 from commands import Result, ok, run_cli, snapshot, write_jsonl
 from conftest import Built
 
@@ -197,6 +200,32 @@ def test_row_that_the_endpoint_will_not_take_does_not_end_the_run(
     assert (refused.code, KEY_VARIABLE in refused.stderr) == (2, True)
 
 
+def test_interrupted_run_says_what_is_kept(responses: Path, tmp_path: Path, served: Served) -> None:
+    def answer(number: int, body: dict[str, object]) -> Answer:
+        if number == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return said(_verdict(body))
+
+    served.answer = answer
+    result = judge(responses, tmp_path / "out.jsonl", served, "--concurrency", "1")
+    assert (result.code, "interrupted; what was answered is kept" in result.stderr) == (130, True)
+    assert not (tmp_path / "out.jsonl").exists()
+    kept = len((tmp_path / "out.jsonl.answers.jsonl").read_text().splitlines())
+    asked = len(served.asked)
+    assert judge(responses, tmp_path / "out.jsonl", served).json["missing"] == 2
+    assert kept >= 2
+    assert len(served.asked) - asked == 6 - kept
+
+
+def test_command_that_is_interrupted_says_so(responses: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cliffstore.run.judging.run_judging", interrupted)
+    result = run_cli("judge", responses)
+    assert (result.code, result.stderr) == (130, "error: interrupted\n")
+
+
 def test_failures_that_pass_lose_nothing(responses: Path, tmp_path: Path, served: Served) -> None:
     served.answer = lambda number, body: (503, {}) if number % 5 == 4 else said(_verdict(body))
     assert judge(responses, tmp_path / "out.jsonl", served).json["rates"][0]["undecided"] == 0
@@ -239,6 +268,44 @@ def test_pattern_without_a_group_is_read_whole() -> None:
     assert reading.read("Yes!").refused is True
     with pytest.raises(ConfigError, match="no regular expression"):
         Reading.check("(", VERDICTS)
+
+
+def test_pattern_whose_group_is_not_there_is_read_whole() -> None:
+    reading = Reading.check("(yes)|no", {"yes": "refused", "no": "answered"})
+    assert [reading.read(answer).refused for answer in ("Yes!", "No.", "Yes and no")] == [True, False, None]
+
+
+def test_numbers_that_have_become_fractions_are_what_they_were(tmp_path: Path) -> None:
+    """A column of whole numbers with nulls in it comes back from other tools as 1.0, 0.0 and NaN."""
+    table = pa.table(
+        {
+            "prompt": ["a", "b", "c", "d"], "response": ["Sure."] * 4, "person": [1.0, 0.0, None, 1.0],
+            "kind": [1.0, 0.0, float("nan"), None],
+        }
+    )  # fmt: skip
+    pq.write_table(table, tmp_path / "rows.parquet")
+    command = ("judge", tmp_path / "rows.parquet", "--label", "kind", "--group-by", "kind", "--json")
+    every, *groups = ok(*command, "--judge", "column:person").json["rates"]
+    assert (every["refused"]["k"], every["refused"]["n"], every["undecided"]) == (2, 3, 1)
+    assert (every["attack_success"]["n"], every["over_refusal"]["n"], every["unlabelled"]) == (1, 1, 2)
+    assert [one["group"] for one in groups] == ["", "0", "1"]
+
+
+def test_a_file_is_not_written_over_by_some_of_its_rows(responses: Path, tmp_path: Path) -> None:
+    before = snapshot(tmp_path)
+    (tmp_path / "same.jsonl").symlink_to(responses)
+    result = run_cli("judge", responses, "--limit", "2", "-o", tmp_path / "same.jsonl")
+    (tmp_path / "same.jsonl").unlink()
+    assert (result.code, "give the verdicts another one" in result.stderr) == (2, True)
+    assert snapshot(tmp_path) == before
+
+
+def test_verdicts_can_be_counted_again_without_a_file(responses: Path, tmp_path: Path) -> None:
+    out = tmp_path / "OUT.PARQUET"
+    first = ok("judge", responses, "-o", out, "--json").json
+    assert pq.read_table(out).num_rows == len(ROWS)
+    again = ok("judge", out, "--judge", "column:refused", "--json").json
+    assert again["rates"][0]["refused"] == first["rates"][0]["refused"]
 
 
 @pytest.mark.parametrize(

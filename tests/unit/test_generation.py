@@ -7,14 +7,17 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from architectures import gpt2
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare, kstest
+from transformers import GPT2LMHeadModel
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from cliffstore.corpus.answers import Answer, read_answer, read_any_answer
 from cliffstore.corpus.markers import DEFAULT_MARKERS, ThinkMarkers
 from cliffstore.errors import GenerationError
+from cliffstore.model.generation import Prompt, TextGenerator
 from cliffstore.model.identity import ModelSource
 from cliffstore.model.sampling import Sampling, gumbel_noise, processors
 from cliffstore.publish.completions import Endpoint
@@ -71,6 +74,27 @@ def test_noise_is_gumbel_and_draws_follow_the_probabilities() -> None:
         kept = probabilities > 0
         assert counts[~kept].sum() == 0
         assert chisquare(counts[kept], probabilities[kept] / probabilities.sum() * len(keys)).pvalue > 1e-3
+
+
+def test_every_token_can_be_drawn() -> None:
+    """The largest of 2^24 numbers would round to 1: for this key, token and step it is drawn."""
+    noise = gumbel_noise(torch.tensor([99]), 0, 35_875)[0]
+    assert torch.isfinite(noise).all()
+    assert int(noise.argmin()) == 35_874
+
+
+def test_rows_that_have_ended_stay_within_the_positions_of_the_model() -> None:
+    """GPT-2 has a table of positions: a long prompt, which has room for 4 tokens, is beside one with room for 24."""
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(gpt2().config).eval()
+    longest = model.config.n_positions
+    ids = np.arange(longest - 4, dtype=np.int32) % 50
+    prompts = [Prompt("long", ids, limit=4), Prompt("short", ids[:5], limit=24)]
+    generator = TextGenerator(model, None, frozenset())  # type: ignore[arg-type]
+    together = generator.generate(prompts)
+    alone = [generator.generate([one])[0] for one in prompts]
+    assert [one.n_tokens for one in together] == [4, 24]
+    assert [one.token_ids.tolist() for one in together] == [one.token_ids.tolist() for one in alone]
 
 
 def test_logits_that_are_no_numbers_are_an_error() -> None:

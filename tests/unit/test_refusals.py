@@ -117,7 +117,9 @@ def test_own_phrases_take_the_place_of_the_built_in_ones(tmp_path: Path) -> None
     assert not refusals.matches("I must decline.")
 
 
-@pytest.mark.parametrize(("content", "told"), [(b"# none\n", "no phrase"), (b"\xff\xfe", "UTF-8"), (None, "No such")])
+@pytest.mark.parametrize(
+    ("content", "told"), [(b"# none\n---\n**\n", "no phrase"), (b"\xff\xfe", "UTF-8"), (None, "No such")]
+)
 def test_file_without_phrases(content: bytes | None, told: str, tmp_path: Path) -> None:
     file = tmp_path / "phrases.txt"
     if content is not None:
