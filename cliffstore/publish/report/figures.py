@@ -20,7 +20,7 @@ from cliffstore.publish.charts.heads import head_chart
 from cliffstore.publish.charts.layers import layer_chart
 from cliffstore.publish.charts.pictures import picture
 from cliffstore.publish.charts.theme import Chart, Size, Theme, themed
-from cliffstore.publish.report.heads import HeadFacts
+from cliffstore.publish.report.heads import VALUE, HeadFacts
 from cliffstore.publish.report.page import Figure
 from cliffstore.publish.report.quality import ProbeFacts
 
@@ -56,13 +56,12 @@ def cliff_figure(probe: str, cliffs: pa.Table, group_by: str | None) -> Figure:
 
 
 def head_figure(heads: HeadFacts) -> Figure:
-    """Return the heat map of a table of heads."""
-    value = heads.columns[0]
-    table = pa.Table.from_pylist(list(heads.rows))
-    chart = head_chart(table, value, f"{value} (logits)")
+    """Return the heat map of one group of a table of heads. Raises `ConfigError` where none has a value."""
+    chart = head_chart(pa.Table.from_pylist(list(heads.rows)), VALUE, f"{heads.title} (logits)")
     rows = [[row["layer"], row["head"], *(row[name] for name in heads.columns)] for row in heads.rows]
-    title = f"{heads.name}: {value} by layer and head"
-    return _figure(f"heads-{heads.name}", title, chart, ("layer", "head", *heads.columns), rows)
+    of = "" if heads.group is None else f", {heads.group}"
+    title = f"{heads.name}{of}: {heads.title} by layer and head"
+    return _figure(f"heads-{heads.key}", title, chart, ("layer", "head", *heads.columns), rows)
 
 
 def clip_figure(probe: str, figures: Sequence[Any]) -> Figure:
@@ -130,7 +129,7 @@ def _svg(chart: Chart, theme: Theme, name: str) -> str:
     """
     spec = themed(Chart(chart.spec), theme, ground=False)
     text = picture(spec, "svg").decode()
-    own = re.sub(r"\W", "-", name)
+    own = re.sub(r"[^\w-]", lambda found: f"_{ord(found[0]):x}_", name)
     numbers: dict[str, int] = {}
 
     def named(found: re.Match[str]) -> str:
