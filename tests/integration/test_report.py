@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from commands import ok, run_cli
 from conftest import PROBE, SELECTION, Built
 from report_page import ReportPage
-from score_store import ScoreStore
+from score_store import PlantedUnit, ScoreStore
 from wordy_store import HOSTILE, WordyStore
 
 from cliffstore.run.store import Store
@@ -268,6 +270,34 @@ def test_store_without_thinking_labels_or_vectors(tmp_path: Path) -> None:
     assert "none of 16 examples has scores of its thinking" in page.texts["curves"]
     ok("report", url, "-o", tmp_path / "page.html", "--group-by", "NULL")
     assert "no value" in ReportPage.read(tmp_path / "page.html").tables["figure-cliffs-planted"][1][0]
+
+
+class LoudStore(ScoreStore):
+    """A `ScoreStore` in which every seventh score is no number, and every fifth is infinite."""
+
+    def planted(self, unit: int) -> PlantedUnit:
+        made = super().planted(unit)
+        score_N = made.score_N.copy()
+        score_N[::7], score_N[::5] = np.nan, -np.inf
+        return replace(made, score_N=score_N)
+
+
+def test_scores_that_are_no_numbers(tmp_path: Path) -> None:
+    url = scored_store(tmp_path, LoudStore(4, mean_think=3))
+    ok("report", url, "-o", tmp_path / "page.html")
+    page = ReportPage.read(tmp_path / "page.html")
+    with Store(url) as store:
+        counts = "SELECT count(*) FILTER (isfinite(cliff)), count(*) FILTER (NOT isfinite(cliff)) FROM cliffs"
+        n, n_others = store.sql(counts).fetchall()[0]
+    assert n
+    assert n_others
+    assert f"{n} examples have a cliff, {32 - n} have none" in re.sub(r"\s+", " ", page.texts["cliffs"])
+    assert page.tables["figure-cliffs-planted"][-1][1:3] == ["32", str(n)]
+    assert sum(value is not None for value in page.table["rows"]["cliffs"]["planted"]["cliff"]) == n
+    assert not re.search(r"\b(nan|inf)\b", page.texts[""])
+    # The largest cliffs come first, and those that are no numbers last.
+    listed = ok("cliff", url, "--probe", "planted", "--top", "32", "--json").json["top"]
+    assert [one["cliff"] is not None for one in listed] == [True] * n + [False] * n_others
 
 
 def test_heads_and_clipped_thinking(built: Built, tmp_path: Path) -> None:
