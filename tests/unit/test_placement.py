@@ -32,7 +32,7 @@ def _nodes(*resources: tuple[int, int], dead: Sequence[int] = ()) -> list[dict[s
         (_nodes((8, 0)), None, 1, ActorShare(1, 8.0, 0.0)),
         (_nodes((8, 0), (4, 0)), None, 1, ActorShare(2, 4.0, 0.0)),
         (_nodes((8, 0)), 3, 1, ActorShare(3, 2.0, 0.0)),
-        (_nodes((2, 0)), 5, 1, ActorShare(5, 1.0, 0.0)),
+        (_nodes((2, 0)), 5, 1, ActorShare(2, 1.0, 0.0)),  # the others wait for nodes
         (_nodes((8, 0), (8, 0), dead=[1]), None, 1, ActorShare(1, 8.0, 0.0)),
         (_nodes((0, 0), (8, 0)), None, 1, ActorShare(1, 8.0, 0.0)),  # a head that takes no work
         (_nodes((64, 8)), None, 1, ActorShare(8, 1.0, 1.0)),
