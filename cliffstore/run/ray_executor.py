@@ -190,8 +190,8 @@ def connect() -> None:
         ray.init(
             address=os.environ.get("RAY_ADDRESS"), log_to_driver=False, include_dashboard=False, logging_level="ERROR"
         )
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0][:300]
+    except Exception as error:  # noqa: BLE001  # a node that does not start in time is a bare Exception of Ray's
+        first = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         raise ConfigError(f"Ray at {os.environ.get('RAY_ADDRESS', 'this machine')}: {first}") from None
     finally:
         # Ray takes the signal for itself and would end the driver at once: a job that is stopped says what is stored.

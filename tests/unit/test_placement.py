@@ -9,7 +9,7 @@ import torch
 
 from cliffstore.config import ExtractConfig
 from cliffstore.errors import ConfigError, ModelError
-from cliffstore.run import placement
+from cliffstore.run import placement, ray_executor
 from cliffstore.run.executor import LocalExecutor
 from cliffstore.run.placement import check_placement, choose_executor, choose_scoring_executor
 from cliffstore.run.ray_executor import ActorShare, share_out
@@ -63,6 +63,16 @@ def test_a_cluster_is_shared_out(
 def test_what_a_cluster_lacks_is_said(nodes: list[dict[str, object]], gpus: int, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         share_out(nodes, None, gpus)
+
+
+def test_a_ray_that_does_not_start_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(**_: object) -> None:
+        raise Exception("The current node timed out during startup.\nIt may be overloaded.")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray_executor.ray, "init", start)
+    with pytest.raises(ConfigError, match=r"^Ray at this machine: The current node timed out during startup\.$"):
+        ray_executor.connect()
 
 
 def _config(**options: object) -> ExtractConfig:
