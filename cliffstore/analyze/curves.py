@@ -113,8 +113,8 @@ def grouped_examples(
     ----------
     by, where : SQL expression and condition over examples
     """
-    group_by = f"CAST(({by}) AS VARCHAR)" if by else "CAST(NULL AS VARCHAR)"
-    condition = f"WHERE ({where})" if where else ""
+    group_by = f"CAST(({by}\n) AS VARCHAR)" if by else "CAST(NULL AS VARCHAR)"
+    condition = f"WHERE ({where}\n)" if where else ""
     table = catalog.arrow(f'SELECT e.example, {group_by} AS "group" FROM examples e {condition} ORDER BY e.example')
     coded = table["group"].combine_chunks().dictionary_encode(null_encoding="encode")
     values = coded.dictionary.to_pylist()

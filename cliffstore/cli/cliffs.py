@@ -34,7 +34,7 @@ TOP_CLIFFS = """
 SELECT c.example, e.unit, c.cliff, c.plateau, c.final, c.n_think, c.n_steep, e.id, e.label, e.prompt
 FROM cliffs c JOIN examples e USING (example)
 WHERE c.probe = $1 AND c.cliff IS NOT NULL AND ($3 IS NULL OR e.label = $3)
-ORDER BY c.cliff DESC, e.id LIMIT $2
+ORDER BY isfinite(c.cliff) DESC, c.cliff DESC, e.id LIMIT $2
 """
 _OTHERS = "SELECT probe, example, cliff FROM cliffs WHERE list_contains($1, example)"
 _TOKENS_SHOWN, _NAME_WIDTH = 24, 12

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
@@ -76,8 +77,21 @@ def print_json(value: object) -> None:
 
 
 def to_json(value: object) -> str:
-    """Return a value as JSON; numbers that JSON has no type of its own for stay numbers."""
-    return quiet_json(json.dumps(value, default=_plain, ensure_ascii=False))
+    """Return a value as JSON; numbers that JSON has no type of its own for stay numbers, NaN and Inf are null."""
+    try:
+        text = json.dumps(value, default=_plain, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        text = json.dumps(_finite(value), default=_plain, ensure_ascii=False)
+    return quiet_json(text)
+
+
+def _finite(value: object) -> object:
+    """Return a value without the numbers that readers of JSON stumble over."""
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _plain(value: object) -> object:

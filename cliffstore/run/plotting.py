@@ -136,8 +136,8 @@ def _cliffs(catalog: Catalog, asked: PlotConfig, reporter: Reporter) -> tuple[Ch
         if not catalog.arrow("SELECT 1 FROM selections WHERE selection = $1 LIMIT 1", [asked.selection]).num_rows:
             raise SelectionError(f"there is no selection {asked.selection!r}: make one with `cliffstore select`")
     statement = _CLIFFS.format(
-        group=f"CAST(({asked.group_by}) AS VARCHAR)" if asked.group_by else "CAST(NULL AS VARCHAR)",
-        condition=f"WHERE ({asked.where})" if asked.where else "",
+        group=f"CAST(({asked.group_by}\n) AS VARCHAR)" if asked.group_by else "CAST(NULL AS VARCHAR)",
+        condition=f"WHERE ({asked.where}\n)" if asked.where else "",
         selected=_SELECTED if asked.selection is not None else "",
     )
     table = catalog.arrow(statement, parameters)

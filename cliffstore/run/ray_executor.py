@@ -7,6 +7,7 @@ store.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -19,7 +20,9 @@ import ray
 from cliffstore.errors import ConfigError, InterruptedRunError
 from cliffstore.run.executor import J, OnDone, OnNotice, R, Spec, UnitOutcome, run_unit
 from cliffstore.run.ray_metrics import RunMetrics
-from cliffstore.run.ray_pool import Actor, RayPool, result_of
+from cliffstore.run.ray_pool import LONELY_SECONDS, Actor, RayPool, result_of
+
+log = logging.getLogger("cliffstore.ray")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +87,10 @@ class RayExecutor(Generic[J]):
         self._actors = [self._actor()]
 
     def ask(self, question: Callable[..., R], *arguments: object) -> R:
-        answer: R = result_of(self._actors[0].ask.remote(question, *arguments))
+        reference = self._actors[0].ask.remote(question, *arguments)
+        if not ray.wait([reference], timeout=LONELY_SECONDS)[0]:
+            log.warning("the first worker has not answered yet: it is starting, or waits for room on the cluster")
+        answer: R = result_of(reference)
         return answer
 
     def run(self, job: J, units: Sequence[int], on_done: OnDone, on_notice: OnNotice) -> None:
@@ -173,7 +179,8 @@ def share_out(nodes: Sequence[dict[str, object]], actors: int | None, gpus_per_a
     if actors is None:
         return ActorShare(len(with_cpus), float(min(with_cpus)), 0.0)
     per_node = -(-actors // len(with_cpus))
-    return ActorShare(actors, max(min(with_cpus) / per_node // 1, 1.0), 0.0)
+    share = max(min(with_cpus) // per_node, 1)
+    return ActorShare(min(actors, sum(count // share for count in with_cpus)), float(share), 0.0)
 
 
 def connect() -> None:
@@ -183,8 +190,8 @@ def connect() -> None:
         ray.init(
             address=os.environ.get("RAY_ADDRESS"), log_to_driver=False, include_dashboard=False, logging_level="ERROR"
         )
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0][:300]
+    except Exception as error:  # noqa: BLE001  # a node that does not start in time is a bare Exception of Ray's
+        first = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         raise ConfigError(f"Ray at {os.environ.get('RAY_ADDRESS', 'this machine')}: {first}") from None
     finally:
         # Ray takes the signal for itself and would end the driver at once: a job that is stopped says what is stored.

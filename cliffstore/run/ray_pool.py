@@ -20,7 +20,7 @@ from cliffstore.run.executor import MOST_ATTEMPTS, OnDone, OnNotice, UnitOutcome
 
 _LOOK_SECONDS = 2.0
 """How often the cluster is looked at for nodes that have joined."""
-_LONELY_SECONDS = 30.0
+LONELY_SECONDS = 30.0
 """How long no worker may be there before the user is told, and one may take to start before it counts as one that waits
 for a node."""
 _MOST_FAILED_STARTS, _MOST_DEATHS_AT_START = 3, 10
@@ -63,7 +63,7 @@ class _Member:
     def may_take(self, task: _Task) -> bool:
         """Whether it is a worker that a unit can go to, now or before long."""
         if self.name is None:
-            return time.monotonic() - self.begun_at < _LONELY_SECONDS
+            return time.monotonic() - self.begun_at < LONELY_SECONDS
         return self.name not in task.failed_on
 
     def can_take(self, task: _Task) -> bool:
@@ -253,7 +253,7 @@ class RayPool:
         now = time.monotonic()
         if any(member.name is not None for member in self._members):
             self._seen_at = now
-        elif now - self._seen_at >= _LONELY_SECONDS:
+        elif now - self._seen_at >= LONELY_SECONDS:
             self._seen_at = now
             self._on_notice("no worker is there yet: they are starting, or wait for room on the cluster")
 

@@ -145,7 +145,8 @@ class _Drawing:
             if probe.units_scored and self.has_clipped:
                 self._add("clipping", partial(self._clip, probe.name))
         for one in heads:
-            self._add("heads", partial(figures.head_figure, one))
+            if one.rows:
+                self._add("heads", partial(figures.head_figure, one))
 
     def _add(self, section: str, make: Callable[[], Figure]) -> None:
         """Add a chart to a section; where there is nothing to draw, say why in its place."""

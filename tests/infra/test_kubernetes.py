@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 import subprocess
@@ -64,6 +65,18 @@ def test_schema_finds_what_is_wrong(name: str, change: Any) -> None:
     change(found)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(found, SCHEMAS[found["kind"]])
+
+
+def test_cluster_that_stays_is_applied_with_all_that_its_pods_name(cluster: dict[str, Any]) -> None:
+    text = (FOLDER / "raycluster.yaml").read_text()
+    applied = [yaml.safe_load((ROOT / name).read_text()) for name in re.findall(r"-f (\S+)", text)]
+    there = {(one["kind"], one["metadata"]["name"]) for one in applied}
+    for group in groups(cluster):
+        pod = group["template"]["spec"]
+        assert ("ServiceAccount", pod["serviceAccountName"]) in there
+        for volume in pod["volumes"]:
+            if "configMap" in volume:
+                assert ("ConfigMap", volume["configMap"]["name"]) in there
 
 
 def test_job_and_cluster_are_of_one_spec(cluster: dict[str, Any]) -> None:

@@ -25,15 +25,15 @@ DIRECTIVES = {
     "job-name", "nodes", "ntasks-per-node", "cpus-per-task", "gpus-per-node", "exclusive", "time", "requeue", "signal",
     "output", "open-mode",
 }  # fmt: skip
-SRUN_OPTIONS = {"--nodes", "--ntasks", "--exclude"}  # https://slurm.schedmd.com/srun.html
+SRUN_OPTIONS = {"--nodes", "--ntasks", "--cpus-per-task", "--exclude"}  # https://slurm.schedmd.com/srun.html
 SRUN = """#!/bin/sh
 # Starts a command as Slurm would on another node: here.
-while [ "${1#--}" != "$1" ]; do shift; done
+while [ "${1#--}" != "$1" ]; do echo "$1" >> "$STATE/srun-options"; shift; done
 echo "$*" >> "$STATE/srun"
 exec "$@"
 """
 HOSTNAME = """#!/bin/sh
-if [ "${1:-}" = --ip-address ]; then echo "127.0.0.1 ::1"; else echo node-1; fi
+if [ "${1:-}" = --ip-address ]; then echo "127.0.0.1 ::1"; else echo node-1.example.org; fi
 """
 RAY = """#!/bin/sh
 # Ray, with little memory and without what it would find on this machine.
@@ -86,7 +86,8 @@ def slurm(base: Path, nodes: int) -> Iterator[dict[str, str]]:
         del env["RAY_AUTH_MODE"]
         env |= {
             "PATH": f"{programs}:{os.environ['PATH']}", "HOME": str(home), "STATE": str(base), "REAL_RAY": str(real),
-            "SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": str(nodes), "TMPDIR": folder, "CLUSTER_PORT": free_port(),
+            "SLURM_JOB_ID": "7", "SLURMD_NODENAME": "node-1", "SLURM_CPUS_PER_TASK": "3",
+            "SLURM_JOB_NUM_NODES": str(nodes), "TMPDIR": folder, "CLUSTER_PORT": free_port(),
             "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
         }  # fmt: skip
         try:
@@ -134,6 +135,7 @@ def test_pipeline_runs_on_two_nodes_and_leaves_nothing_behind(tiny_model: str, t
     assert report["export"]["rows"] == 3, "what is behind the file reaches the job"
     assert (tmp_path / "train" / "train.parquet").exists()
     assert (tmp_path / "srun").read_text().startswith("ray start --address=127.0.0.1:")
+    assert {"--cpus-per-task=3", "--exclude=node-1"} <= set((tmp_path / "srun-options").read_text().split())
     token = tmp_path / "home" / ".ray" / "auth_token"
     assert token.stat().st_mode & 0o077 == 0
     assert token.read_text().strip() not in out + err

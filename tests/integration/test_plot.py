@@ -42,6 +42,14 @@ def store(url: str, told: Told) -> Iterator[Store]:
         yield opened
 
 
+@pytest.mark.parametrize("kind", ["curve", "cliffs"])
+def test_conditions_may_end_in_a_comment(store: Store, kind: str) -> None:
+    plain = store.plot(kind, probe="planted", group_by="label", where="source = 'even'")
+    told = store.plot(kind, probe="planted", group_by="label -- of a row", where="source = 'even' -- not third")
+    numbers = [one.spec["datasets"]["curves" if kind == "curve" else "steps"] for one in (plain, told)]
+    assert numbers[0] == numbers[1]
+
+
 def test_curves_are_those_of_the_store(url: str, store: Store, tmp_path: Path) -> None:
     output = tmp_path / "curve.json"
     ok(

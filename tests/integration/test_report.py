@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from commands import ok, run_cli
 from conftest import PROBE, SELECTION, Built
 from report_page import ReportPage
-from score_store import ScoreStore
+from score_store import PlantedUnit, ScoreStore
 from wordy_store import HOSTILE, WordyStore
 
 from cliffstore.run.store import Store
@@ -270,10 +272,38 @@ def test_store_without_thinking_labels_or_vectors(tmp_path: Path) -> None:
     assert "no value" in ReportPage.read(tmp_path / "page.html").tables["figure-cliffs-planted"][1][0]
 
 
+class LoudStore(ScoreStore):
+    """A `ScoreStore` in which every seventh score is no number, and every fifth is infinite."""
+
+    def planted(self, unit: int) -> PlantedUnit:
+        made = super().planted(unit)
+        score_N = made.score_N.copy()
+        score_N[::7], score_N[::5] = np.nan, -np.inf
+        return replace(made, score_N=score_N)
+
+
+def test_scores_that_are_no_numbers(tmp_path: Path) -> None:
+    url = scored_store(tmp_path, LoudStore(4, mean_think=3))
+    ok("report", url, "-o", tmp_path / "page.html")
+    page = ReportPage.read(tmp_path / "page.html")
+    with Store(url) as store:
+        counts = "SELECT count(*) FILTER (isfinite(cliff)), count(*) FILTER (NOT isfinite(cliff)) FROM cliffs"
+        n, n_others = store.sql(counts).fetchall()[0]
+    assert n
+    assert n_others
+    assert f"{n} examples have a cliff, {32 - n} have none" in re.sub(r"\s+", " ", page.texts["cliffs"])
+    assert page.tables["figure-cliffs-planted"][-1][1:3] == ["32", str(n)]
+    assert sum(value is not None for value in page.table["rows"]["cliffs"]["planted"]["cliff"]) == n
+    assert not re.search(r"\b(nan|inf)\b", page.texts[""])
+    # The largest cliffs come first, and those that are no numbers last.
+    listed = ok("cliff", url, "--probe", "planted", "--top", "32", "--json").json["top"]
+    assert [one["cliff"] is not None for one in listed] == [True] * n + [False] * n_others
+
+
 def test_heads_and_clipped_thinking(built: Built, tmp_path: Path) -> None:
     store = Path(shutil.copytree(built.store, tmp_path / "store"))
     rows = [
-        {"probe": PROBE, "layer": layer, "head": head, "contribution": (layer - 1.5) * (head + 1) / 8}
+        {"probe": PROBE, "kind": "direct", "layer": layer, "head": head, "mean": (layer - 1.5) * (head + 1) / 8}
         for layer in range(4)
         for head in range(4)
     ]
@@ -293,10 +323,42 @@ def test_heads_and_clipped_thinking(built: Built, tmp_path: Path) -> None:
     )
     assert len(page.tables["figure-heads-traced"]) == 17
     lowest = re.sub(r"\s+", " ", page.texts["heads"].partition("Lowest")[2])
-    assert lowest.strip().startswith("by contribution layerheadcontribution 03\u22120.750")
+    assert lowest.strip().startswith("by mean layerheadmean 03\u22120.750")
     further = {one["name"]: one for one in page.table["rows"]["further"]}
     assert further["kept"]["number"] is True
     assert further["kept"]["values"].count(None) == 40
+
+
+def test_heads_of_groups_distances_and_sets(tmp_path: Path) -> None:
+    url = scored_store(tmp_path, ScoreStore(2))
+    one_by_one = [
+        {"kind": "direct", "group": group, "to_decision": distance, "layer": layer, "head": head, "mean": mean}
+        for group, sign in (("benign", 1), ("harmful", -1), (None, 0))
+        for distance, larger in ((-1, 100), (0, 1))
+        for layer, head, mean in ((0, 0, sign * larger * 0.25), (2, 1, sign * larger * 0.5))
+    ]
+    off = {"kind": "knockout", "to_decision": 0, "ablation": "mean", "positions": "template", "control_mean": -0.125}
+    together = [
+        {**off, "layer": 1, "head": 3, "heads": "1:3", "mean": float("nan")},
+        {**off, "heads": "1:3,2:1", "mean": 3.5, "n_controls": 4},
+    ]
+    sets_alone = [{**off, "heads": "0:0,0:1", "mean": 1.5}]
+    for name, rows in (("by-kind", one_by_one), ("short", together), ("sets", sets_alone)):
+        table = pa.Table.from_pylist([{"probe": "planted", **row} for row in rows], schema=HEADS)
+        tables.write(ObjectStore(url), f"{layout.HEADS}/{name}.parquet", table, {"probe": "planted"})
+    ok("report", url, "-o", tmp_path / "page.html")
+    page = ReportPage.read(tmp_path / "page.html")
+    for number, mean in enumerate(("0.500", "\u22120.500", "0.000")):
+        found = page.tables[f"figure-heads-by-kind:{number}"]
+        assert (len(found), found[2]) == (3, ["2", "1", mean])
+    text = re.sub(r"\s+", " ", page.texts["heads"])
+    assert "by-kind · harmful · probe planted" in text
+    assert "by-kind · no value · probe planted" in text
+    assert "at the decision position, mean ablation of template positions" in text
+    assert "1:3,2:13.500\u22120.1254" in text
+    assert "0:0,0:11.500" in text
+    assert "none of 1 heads has a value of mean" in text
+    assert "figure-heads-sets" not in page.tables
 
 
 @pytest.mark.usefixtures("plain_charts")

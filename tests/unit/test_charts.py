@@ -102,6 +102,10 @@ def test_every_chart_is_drawn_with_hostile_text(charts: dict[str, Chart], kind: 
     once, twice = (numbers(picture(spec, "png", scale=scale)) for scale in (1.0, 2.0))
     assert twice == pytest.approx([2 * side for side in once], abs=2)
     svg = picture(spec, "svg").decode()
+    assert picture(spec, "svg").decode() == svg  # Vega counts clips through all that a process draws
+    declared = re.findall(r'\bid="([^"]+)"', svg)
+    assert set(re.findall(r"url\(#([^)]+)\)", svg)) <= set(declared)
+    assert len(set(declared)) == len(declared)
     assert "<script" not in svg
     assert "<b>" not in svg
     assert not re.search("[\x00-\x08\x0b-\x1f\u202e\ud800-\udfff]", svg)
@@ -118,7 +122,9 @@ def test_a_specification_is_the_same_on_light_and_dark(charts: dict[str, Chart],
     assert picture(light, "svg") != picture(dark, "svg")
 
 
-@pytest.mark.parametrize("title", ["\\", 'a\\"+alert(1)+\\"b', "'", "${x}", "\\x41", "regexp_matches(prompt, '\\d')"])
+@pytest.mark.parametrize(
+    "title", ["\\", 'id="clip1"', 'a\\"+alert(1)+\\"b', "'", "${x}", "\\x41", "regexp_matches(prompt, '\\d')"]
+)
 def test_a_title_stays_a_title(title: str) -> None:
     """Vega-Lite puts titles into expressions, where a backslash would begin an escape, or end the text."""
     heads = pa.table({"layer": [0], "head": [0], "value": [1.0], title: ["x"]})

@@ -9,7 +9,7 @@ import torch
 
 from cliffstore.config import ExtractConfig
 from cliffstore.errors import ConfigError, ModelError
-from cliffstore.run import placement
+from cliffstore.run import placement, ray_executor
 from cliffstore.run.executor import LocalExecutor
 from cliffstore.run.placement import check_placement, choose_executor, choose_scoring_executor
 from cliffstore.run.ray_executor import ActorShare, share_out
@@ -32,7 +32,7 @@ def _nodes(*resources: tuple[int, int], dead: Sequence[int] = ()) -> list[dict[s
         (_nodes((8, 0)), None, 1, ActorShare(1, 8.0, 0.0)),
         (_nodes((8, 0), (4, 0)), None, 1, ActorShare(2, 4.0, 0.0)),
         (_nodes((8, 0)), 3, 1, ActorShare(3, 2.0, 0.0)),
-        (_nodes((2, 0)), 5, 1, ActorShare(5, 1.0, 0.0)),
+        (_nodes((2, 0)), 5, 1, ActorShare(2, 1.0, 0.0)),  # the others wait for nodes
         (_nodes((8, 0), (8, 0), dead=[1]), None, 1, ActorShare(1, 8.0, 0.0)),
         (_nodes((0, 0), (8, 0)), None, 1, ActorShare(1, 8.0, 0.0)),  # a head that takes no work
         (_nodes((64, 8)), None, 1, ActorShare(8, 1.0, 1.0)),
@@ -63,6 +63,16 @@ def test_a_cluster_is_shared_out(
 def test_what_a_cluster_lacks_is_said(nodes: list[dict[str, object]], gpus: int, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         share_out(nodes, None, gpus)
+
+
+def test_a_ray_that_does_not_start_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(**_: object) -> None:
+        raise Exception("The current node timed out during startup.\nIt may be overloaded.")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray_executor.ray, "init", start)
+    with pytest.raises(ConfigError, match=r"^Ray at this machine: The current node timed out during startup\.$"):
+        ray_executor.connect()
 
 
 def _config(**options: object) -> ExtractConfig:

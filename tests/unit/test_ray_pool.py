@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 
 from cliffstore.records import UnitReport
 from cliffstore.run import ray_pool
 from cliffstore.run.executor import MOST_ATTEMPTS, UnitOutcome
+from cliffstore.run.ray_executor import RayExecutor
 from cliffstore.run.ray_pool import RayPool
 
 
@@ -128,7 +130,7 @@ def test_a_unit_that_failed_gets_another_worker_though_some_wait_for_a_node(monk
     def kill(actor: Roomless) -> None:
         waiting.remove(actor)
 
-    monkeypatch.setattr(ray_pool, "_LONELY_SECONDS", 0.0)
+    monkeypatch.setattr(ray_pool, "LONELY_SECONDS", 0.0)
     monkeypatch.setattr(ray_pool.ray, "wait", wait)
     monkeypatch.setattr(ray_pool.ray, "get", lambda answer: answer.value)
     monkeypatch.setattr(ray_pool.ray, "kill", kill)
@@ -140,3 +142,16 @@ def test_a_unit_that_failed_gets_another_worker_though_some_wait_for_a_node(monk
     assert {outcome.unit for outcome in done if outcome.error} == {3}
     assert len(failed_on) == MOST_ATTEMPTS
     assert len(done) == 5
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_who_waits_for_room_is_told(
+    there: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first worker is asked before any unit is given out: on a full cluster that may take for ever."""
+    executor = RayExecutor.__new__(RayExecutor)
+    executor._actors = [SimpleNamespace(ask=Remote(lambda question, *arguments: Answer(question(*arguments))))]
+    monkeypatch.setattr(ray_pool.ray, "wait", lambda pending, timeout: (pending, []) if there else ([], pending))
+    monkeypatch.setattr(ray_pool.ray, "get", lambda answer: answer.value)
+    assert executor.ask(max, 1, 2) == 2
+    assert ("waits for room on the cluster" in caplog.text) is not there

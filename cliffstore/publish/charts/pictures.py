@@ -8,6 +8,7 @@ once more here.
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from cliffstore.errors import ConfigError
@@ -17,6 +18,9 @@ from cliffstore.text import printable
 VEGA_LITE = "6.4"
 """Version of Vega-Lite that specifications are written for; Altair's, and one that vl-convert has."""
 KINDS = ("png", "svg", "json")
+
+_TAG = re.compile(r"<[^<>]*>")
+_NAMED = re.compile(r'(\bid="|url\(#|href="#)([^")]+)')
 
 
 def kind_of(path: str) -> str:
@@ -41,8 +45,22 @@ def picture(spec: Spec, kind: str, *, scale: float = 2.0) -> bytes:
 
     shown = _shown(spec)
     if kind == "svg":
-        return vl_convert.vegalite_to_svg(shown, vl_version=VEGA_LITE, allowed_base_urls=[]).encode()
+        return with_names(vl_convert.vegalite_to_svg(shown, vl_version=VEGA_LITE, allowed_base_urls=[]), "own").encode()
     return vl_convert.vegalite_to_png(shown, vl_version=VEGA_LITE, scale=scale, allowed_base_urls=[])
+
+
+def with_names(svg: str, prefix: str) -> str:
+    """Return a drawing whose clips and gradients are called `prefix`-0, `prefix`-1 ...
+
+    Vega numbers them through all charts that a process draws: here they begin anew, so that bytes are the same. Text is
+    left alone, whatever it says.
+    """
+    numbers: dict[str, int] = {}
+
+    def named(found: re.Match[str]) -> str:
+        return f"{found[1]}{prefix}-{numbers.setdefault(found[2], len(numbers))}"
+
+    return _TAG.sub(lambda tag: _NAMED.sub(named, tag[0]), svg)
 
 
 def _shown(value: Any) -> Any:

@@ -17,7 +17,7 @@ from cliffstore.store.catalog import Catalog
 _EXAMPLES = "SELECT example, id, unit FROM examples ORDER BY example"
 _SELECTED = "SELECT example FROM selections WHERE list_contains($1, selection) ORDER BY rank, selection"
 _LARGEST = """
-SELECT c.example FROM cliffs c JOIN examples e USING (example) WHERE c.probe = $1 AND c.cliff IS NOT NULL
+SELECT c.example FROM cliffs c JOIN examples e USING (example) WHERE c.probe = $1 AND isfinite(c.cliff)
 ORDER BY c.cliff DESC, e.id
 """
 

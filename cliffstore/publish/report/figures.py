@@ -18,15 +18,15 @@ from cliffstore.publish.charts.cliffs import cliff_chart
 from cliffstore.publish.charts.curves import curve_chart
 from cliffstore.publish.charts.heads import head_chart
 from cliffstore.publish.charts.layers import layer_chart
-from cliffstore.publish.charts.pictures import picture
+from cliffstore.publish.charts.pictures import picture, with_names
 from cliffstore.publish.charts.theme import Chart, Size, Theme, themed
-from cliffstore.publish.report.heads import HeadFacts
+from cliffstore.publish.report.heads import VALUE, HeadFacts
 from cliffstore.publish.report.page import Figure
+from cliffstore.publish.report.payload import finite
 from cliffstore.publish.report.quality import ProbeFacts
 
 SIZE = Size(width=840, height=300)
 _NAMESPACES = re.compile(r'\sxmlns(?::\w+)?="[^"]*"')
-_NAMED = re.compile(r'(\bid="|url\(#|href="#)([^")]+)')
 _CURVE_COLUMNS = ("group", "to_decision", "n", "mean", "low", "high")
 _CELL_COLUMNS = (
     "positions", "layer", "auroc", "auroc_low", "auroc_high", "accuracy", "recall_at_1_fpr", "calibration_error",
@@ -56,13 +56,12 @@ def cliff_figure(probe: str, cliffs: pa.Table, group_by: str | None) -> Figure:
 
 
 def head_figure(heads: HeadFacts) -> Figure:
-    """Return the heat map of a table of heads."""
-    value = heads.columns[0]
-    table = pa.Table.from_pylist(list(heads.rows))
-    chart = head_chart(table, value, f"{value} (logits)")
+    """Return the heat map of one group of a table of heads. Raises `ConfigError` where none has a value."""
+    chart = head_chart(pa.Table.from_pylist(list(heads.rows)), VALUE, f"{heads.title} (logits)")
     rows = [[row["layer"], row["head"], *(row[name] for name in heads.columns)] for row in heads.rows]
-    title = f"{heads.name}: {value} by layer and head"
-    return _figure(f"heads-{heads.name}", title, chart, ("layer", "head", *heads.columns), rows)
+    of = "" if heads.group is None else f", {heads.group}"
+    title = f"{heads.name}{of}: {heads.title} by layer and head"
+    return _figure(f"heads-{heads.key}", title, chart, ("layer", "head", *heads.columns), rows)
 
 
 def clip_figure(probe: str, figures: Sequence[Any]) -> Figure:
@@ -110,7 +109,7 @@ def _summary(cliffs: pa.Table) -> list[list[object]]:
 
 
 def _summary_line(name: str, rows: Sequence[dict[str, Any]]) -> list[object]:
-    cliff_N = np.sort([row["cliff"] for row in rows if row["cliff"] is not None])
+    cliff_N = np.sort([row["cliff"] for row in rows if finite(row["cliff"]) is not None])
     figures: list[object] = [None] * 5
     if len(cliff_N):
         means = (cliff_N.mean(), np.median(cliff_N), cliff_N[0], cliff_N[-1], (cliff_N > 0).mean())
@@ -124,16 +123,8 @@ def _figure(name: str, title: str, chart: Chart, columns: Sequence[str], rows: S
 
 
 def _svg(chart: Chart, theme: Theme, name: str) -> str:
-    """Return a chart as SVG for a page: no namespaces, which HTML knows, and names that no other chart has.
-
-    Vega numbers names through all charts that a process draws: here they begin anew, so that bytes are the same.
-    """
+    """Return a chart as SVG for a page: no namespaces, which HTML knows, and names that no other chart has."""
     spec = themed(Chart(chart.spec), theme, ground=False)
     text = picture(spec, "svg").decode()
-    own = re.sub(r"\W", "-", name)
-    numbers: dict[str, int] = {}
-
-    def named(found: re.Match[str]) -> str:
-        return f"{found[1]}{own}-{numbers.setdefault(found[2], len(numbers))}"
-
-    return _NAMED.sub(named, _NAMESPACES.sub("", text[text.index("<svg") :]))
+    own = re.sub(r"[^\w-]", lambda found: f"_{ord(found[0]):x}_", name)
+    return with_names(_NAMESPACES.sub("", text[text.index("<svg") :]), own)

@@ -165,7 +165,9 @@ def size(value: int) -> str:
 
 def number(value: float | None, digits: int = 3) -> str:
     """Return a number with so many decimals, a true minus sign before it, and a dash for none."""
-    return "–" if value is None else f"{value:,.{digits}f}".replace("-", "\u2212")
+    if value is None or math.isnan(value):
+        return "–"
+    return f"{value:,.{digits}f}".replace("-", "\u2212").replace("inf", "∞")
 
 
 def plain(value: object) -> str:
@@ -181,7 +183,7 @@ def plain(value: object) -> str:
 
 def decimals(value: float) -> int:
     """Return with how many decimals a number is written: three, or so many that three figures of it are seen."""
-    return 3 if value == 0 or abs(value) >= 0.1 else min(2 - math.floor(math.log10(abs(value))), 9)
+    return 3 if value == 0 or not abs(value) < 0.1 else min(2 - math.floor(math.log10(abs(value))), 9)
 
 
 def is_numeric(value: object) -> bool:

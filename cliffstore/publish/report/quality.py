@@ -82,7 +82,7 @@ def _facts(catalog: Catalog, reader: StoreReader, document: ProbeDocument) -> Pr
     cliffs = read_cliffs_document(reader, document.name)
     counts = {"n": 0, "with_cliff": 0}
     if cliffs is not None:
-        statement = "SELECT count(*) AS n, count(cliff) AS with_cliff FROM cliffs WHERE probe = $1"
+        statement = "SELECT count(*) AS n, count(*) FILTER (isfinite(cliff)) AS with_cliff FROM cliffs WHERE probe = $1"
         counts = catalog.arrow(statement, [document.name]).to_pylist()[0]
     key = ProbeKey(document.name, document.digest, document.capture)
     return ProbeFacts(
