@@ -13,6 +13,9 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from cliffstore.config import ExtractConfig
     from cliffstore.errors import CliffstoreError, UserError
+    from cliffstore.run.generating import GenerateReport, generate
+    from cliffstore.run.judging import JudgeReport, judge
+    from cliffstore.run.planting import plant_folder
     from cliffstore.run.stages import ExtractReport, extract
     from cliffstore.run.store import Store
     from cliffstore.store.activations import Activations
@@ -28,9 +31,14 @@ _HOMES = {
     "UserError": "cliffstore.errors",
     "ExtractConfig": "cliffstore.config",
     "ExtractReport": "cliffstore.run.stages",
+    "GenerateReport": "cliffstore.run.generating",
+    "JudgeReport": "cliffstore.run.judging",
     "QueryLimits": "cliffstore.store.session",
     "Store": "cliffstore.run.store",
     "extract": "cliffstore.run.stages",
+    "generate": "cliffstore.run.generating",
+    "judge": "cliffstore.run.judging",
+    "plant_folder": "cliffstore.run.planting",
 }
 
 __all__ = [
@@ -40,11 +48,16 @@ __all__ = [
     "CliffstoreError",
     "ExtractConfig",
     "ExtractReport",
+    "GenerateReport",
+    "JudgeReport",
     "QueryLimits",
     "Store",
     "UserError",
     "__version__",
     "extract",
+    "generate",
+    "judge",
+    "plant_folder",
 ]
 
 

@@ -72,6 +72,9 @@ class ExtractConfig(Settings):
     actors: int | None = Field(default=None, ge=1)
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps")
     adapter: str | None = Field(default=None, description="PEFT adapter over the model: local folder or hub name")
+    intervene: str | None = Field(
+        default=None, description="YAML or JSON file of interventions: what is changed while the model runs"
+    )
     gpus_per_actor: int = Field(default=1, ge=1, description="GPUs that one copy of the model is spread over")
     positions: str = Field(default="all", description="all, decision, think, last:N, stride:K, joined by commas")
     probe: Annotated[tuple[str, ...], BeforeValidator(_one_is_enough)] = Field(
@@ -98,6 +101,12 @@ class ExtractConfig(Settings):
     @classmethod
     def _alias_is_a_name(cls, value: str) -> str:
         return check_name(value, "model alias")
+
+    @model_validator(mode="after")
+    def _changed_models_have_a_name(self) -> ExtractConfig:
+        if self.intervene is not None and self.model_alias == "main":
+            raise ValueError("intervene makes another model of this one: say --model-alias, such as ablated, too")
+        return self
 
 
 class StoreConfig(Settings):
@@ -163,6 +172,9 @@ class ScoreConfig(StoreConfig):
 
     probe: Annotated[tuple[str, ...], BeforeValidator(_one_is_enough)] = Field(
         min_length=1, description="names of probes; all means every probe of the store"
+    )
+    model: str | None = Field(
+        default=None, description="model alias to score, where it is not the probe's own: as PROBE.ALIAS"
     )
     executor: Literal["auto", "local", "ray"] = "auto"
     actors: int | None = Field(default=None, ge=1)

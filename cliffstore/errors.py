@@ -89,11 +89,24 @@ class EndpointError(CliffstoreError, RuntimeError):
     code = "endpoint"
 
 
+class EndpointRefusedError(UserError, ValueError):
+    """A model that is asked over HTTP refuses a request for good, with HTTP's `status`."""
+
+    code = "endpoint_refused"
+    status = 0
+
+
 class ExtractionError(CliffstoreError, RuntimeError):
     """A unit could not be computed or written. `final` where the data is the cause, so that trying again is no use."""
 
     code = "extraction"
     final = False
+
+
+class GenerationError(ExtractionError):
+    """Examples could not be generated. What was finished is kept; the same command goes on from there."""
+
+    code = "generation"
 
 
 class InterruptedRunError(CliffstoreError):

@@ -6,15 +6,25 @@ module.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from cliffstore.errors import DamagedStoreError
 
@@ -182,7 +192,96 @@ class ArrayIdentity(Part):
     shape: list[int] = Field(description="shape of one row")
 
 
-class CaptureDocument(Document):
+class HeadFactors(Part):
+    layer: int
+    head: int
+    factors: list[float] = Field(description="one for the whole head, or one for each of its channels")
+
+
+class HeadScaling(Part):
+    """Multiplies what heads give to the output projection."""
+
+    kind: Literal["scale_heads"] = "scale_heads"
+    heads: list[HeadFactors]
+    positions: str = Field(default="all", description="where in an example it acts")
+    keep_norm: bool = Field(default=False, description="whether each token's heads of a layer keep their joint norm")
+
+
+class DirectionAblation(Part):
+    """Takes a direction out of vectors: h - (h·d)d, where d has length 1."""
+
+    kind: Literal["ablate"] = "ablate"
+    vector: str = Field(description="float32, little endian, base64; any length but zero")
+    sites: list[str]
+    layers: list[int]
+    positions: str = "all"
+    keep_norm: bool = Field(default=False, description="whether each vector keeps its norm")
+    origin: str | None = Field(default=None, description="where the vector is from; says nothing of what is computed")
+
+
+class Steering(Part):
+    """Adds a vector: h + factor·v."""
+
+    kind: Literal["steer"] = "steer"
+    vector: str = Field(description="float32, little endian, base64")
+    sites: list[str]
+    layers: list[int]
+    factor: float = 1.0
+    positions: str = "all"
+    keep_norm: bool = Field(default=False, description="whether each vector keeps its norm")
+    origin: str | None = Field(default=None, description="where the vector is from; says nothing of what is computed")
+
+
+Step = Annotated[HeadScaling | DirectionAblation | Steering, Field(discriminator="kind")]
+
+
+class Interventions(Part):
+    """What is changed while a model runs; steps that meet at one place act in their order."""
+
+    digest: str = Field(description="sha256 over the steps without their origins")
+    steps: list[Step]
+
+    @classmethod
+    def of(cls, steps: Sequence[HeadScaling | DirectionAblation | Steering]) -> Self:
+        """Return steps with their digest."""
+        content = [step.model_dump(mode="json", exclude={"origin"}) for step in steps]
+        return cls(digest=hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(), steps=list(steps))
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The positions that steps act at, each once, sorted; `all` needs no mask and is left out."""
+        return tuple(sorted({step.positions for step in self.steps} - {"all"}))
+
+
+def vector_text(vector_D: npt.NDArray[np.float32]) -> str:
+    """Return a vector as it stands in a document."""
+    return base64.b64encode(np.ascontiguousarray(vector_D, dtype="<f4").tobytes()).decode("ascii")
+
+
+def vector_of(text: str) -> npt.NDArray[np.float32]:
+    """Return float32 [D], the vector of a document."""
+    return np.frombuffer(base64.b64decode(text), dtype="<f4").astype(np.float32)
+
+
+class ChangedDocument(Document):
+    """Base of documents about what a model computed, changed or not; without changes their bytes do not speak of it."""
+
+    interventions: Interventions | None = Field(default=None, description="what was changed while the model ran")
+
+    @model_serializer(mode="wrap")
+    def _only_changes(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+        body: dict[str, object] = serialize(self)
+        if body.get("interventions") is None:
+            body.pop("interventions", None)
+        return body
+
+    @property
+    def changes(self) -> str | None:
+        """The digest of the interventions, None without any."""
+        return self.interventions.digest if self.interventions is not None else None
+
+
+class CaptureDocument(ChangedDocument):
     """`captures/<model>/<capture>.json`: which vectors are computed, by which model."""
 
     capture: str
@@ -264,7 +363,7 @@ class CellMetrics(Part):
     test_log_loss: float | None = None
 
 
-class ProbeDocument(Document):
+class ProbeDocument(ChangedDocument):
     """`probes/<name>/probe.json`, beside `probe.safetensors` with `w` float32 [d_model] and `b` float32 [1]."""
 
     name: str
@@ -352,6 +451,57 @@ class SelectionDocument(Document):
     cliffstore_version: str
 
 
+class GenerationDocument(Document):
+    """`generation.json`, in a folder beside the output: what is generated, and how. Create-only, never changed."""
+
+    output: str = Field(description="name of the file")
+    settings: dict[str, str | int | float | bool | None] = Field(description="everything that bears on the texts")
+    work: str = Field(description="digest of ids and prompts, in their order")
+    inputs: list[str]
+    model: ModelIdentity | None = Field(description="null where an endpoint is asked")
+    examples: int
+    units: int = Field(description="batches, each of which becomes one piece")
+    cliffstore_version: str
+
+
+class GenerationReceipt(Document):
+    """`complete.json`: the output is whole, and its pieces are gone."""
+
+    output: str
+    digest: str = Field(description="sha256 of the output's bytes")
+    rows: int
+    tokens: int = Field(description="tokens that were generated for them")
+    with_thinking: int
+    finish: dict[str, int] = Field(description="rows by how they ended: stop, length, thinking")
+
+
+class HeadsDocument(Document):
+    """`heads/<name>.json`, beside `heads/<name>.parquet`: what was measured of heads, on what, and how."""
+
+    name: str
+    kind: Literal["direct", "knockout"]
+    probe: str
+    probe_digest: str
+    capture: str = Field(description="of the probe")
+    site: str = Field(description="what the probe reads")
+    layer: int
+    source: Literal["z", "model"] = Field(description="stored z, or the model itself")
+    where: str | None
+    group_by: str | None = None
+    positions: str = Field(description="direct: distances from the decision; knockout: template, all or decision")
+    ablation: Literal["zero", "mean"] | None = Field(default=None, description="what replaces z; null for direct")
+    frozen: list[str] = Field(default_factory=list, description="norms frozen at the token's own scale")
+    heads: list[str] | None = Field(default=None, description="layer:head of a shortlist; null for all heads")
+    controls: int = Field(default=0, description="random sets, layer-matched, beside the shortlist as a set")
+    resamples: int
+    level: float
+    seed: int
+    examples: int
+    score: float = Field(description="mean score at the decision, or over all positions measured")
+    digest: str = Field(description="sha256 of the table's bytes")
+    cliffstore_version: str
+
+
 DOCUMENTS: dict[str, type[Document]] = {
     "manifest": Manifest,
     "place": PlanPlace,
@@ -363,6 +513,9 @@ DOCUMENTS: dict[str, type[Document]] = {
     "probe": ProbeDocument,
     "cliffs": CliffsDocument,
     "selection": SelectionDocument,
+    "generation": GenerationDocument,
+    "generation_receipt": GenerationReceipt,
+    "heads": HeadsDocument,
 }
 
 _DICTIONARY = pa.dictionary(pa.int32(), pa.string())
@@ -440,10 +593,26 @@ CLIFFS = _schema(
 
 HEADS = _schema(
     ("probe", pa.string()),
+    ("kind", pa.string()),
     ("layer", pa.int32()),
     ("head", pa.int32()),
-    ("contribution", pa.float64()),
+    ("heads", pa.string()),
+    ("positions", pa.string()),
+    ("ablation", pa.string()),
+    ("to_decision", pa.int32()),
+    ("group", pa.string()),
+    ("n", pa.int64()),
+    ("mean", pa.float64()),
+    ("low", pa.float64()),
+    ("high", pa.float64()),
+    ("control_mean", pa.float64()),
+    ("control_low", pa.float64()),
+    ("control_high", pa.float64()),
+    ("n_controls", pa.int32()),
 )
+"""`kind` direct: `mean` is what the head adds to the score at `to_decision`. knockout: it is the score with `heads`
+ablated less the score as it is, at the decision. Of several heads ablated together, layer and head are null. Controls
+are layer-matched sets of as many heads: of one head, the others of its layer, where they were measured."""
 
 SELECTIONS = _schema(
     ("rank", pa.int32()),

@@ -92,6 +92,7 @@ def as_given(reader: StoreReader, direction: Direction, notice: Notice) -> tuple
         n_test=0,
         shuffled_auroc=None,
         cells=[],
+        interventions=capture.interventions,
         digest=weights.digest,
         inputs=hashlib.sha256(inputs.encode()).hexdigest(),
         file_digest=weights.file_digest,

@@ -134,6 +134,7 @@ def describe(
         bag_auroc=bag.auroc,
         bag_test_auroc=bag.test_auroc,
         cells=[cell.metrics for cell in cells],
+        interventions=capture.interventions,
         digest=weights.digest,
         inputs=inputs.digest,
         file_digest=weights.file_digest,

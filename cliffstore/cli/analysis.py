@@ -33,6 +33,13 @@ def score(
     probe: Annotated[
         list[str] | None, typer.Option("--probe", help="Name of a probe; repeatable. all: every probe of the store.")
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Alias of the model to score, where it is another than the probe's: tuned, or under interventions. "
+            "The scores are those of probe PROBE.ALIAS."
+        ),
+    ] = None,
     executor: Annotated[
         str | None, typer.Option(help="auto, local, ray. auto is ray where RAY_ADDRESS is set.")
     ] = None,
@@ -42,10 +49,16 @@ def score(
     from cliffstore.config import ScoreConfig
     from cliffstore.settings import read_config
 
-    given = {"store": store, "probe": tuple(probe) if probe else None, "executor": executor, "actors": actors}
+    given: dict[str, object] = {
+        "store": store,
+        "probe": tuple(probe) if probe else None,
+        "model": model,
+        "executor": executor,
+        "actors": actors,
+    }
     settings = read_config(ScoreConfig, config, given)
     with open_store(settings) as opened:
-        report = opened.score(settings.probe, executor=settings.executor, actors=settings.actors)
+        report = opened.score(settings.probe, model=settings.model, executor=settings.executor, actors=settings.actors)
     if json:
         print_json(asdict(report))
         return

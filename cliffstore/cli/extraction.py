@@ -75,6 +75,13 @@ def extract(
     actors: Annotated[int | None, typer.Option(help="Ray actors. Default: one a GPU, else one a node.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda ...")] = None,
     adapter: Annotated[str | None, typer.Option(help="PEFT adapter over the model: folder or hub name.")] = None,
+    intervene: Annotated[
+        str | None,
+        typer.Option(
+            help="YAML or JSON file of interventions: heads scaled, directions taken out, vectors added; needs "
+            "--model-alias."
+        ),
+    ] = None,
     gpus_per_actor: Annotated[int | None, typer.Option(help="GPUs that one copy of the model is spread over.")] = None,
     passes: Annotated[
         str | None, typer.Option(help="auto, tree, padded: how forward passes are made. Default: measured.")
@@ -116,6 +123,7 @@ def extract(
         "positions": positions,
         "probe": tuple(probe) if probe else None,
         "adapter": adapter,
+        "intervene": intervene,
         "gpus_per_actor": gpus_per_actor,
         "passes": passes,
         "pass_tokens": pass_tokens,
@@ -124,8 +132,8 @@ def extract(
         "confirm_hours": confirm_hours,
         "yes": yes or None,
         "max_tokens": max_tokens,
-        "think_open": _unescaped(think_open),
-        "think_close": _unescaped(think_close),
+        "think_open": unescaped(think_open),
+        "think_close": unescaped(think_close),
         "template_date": template_date,
         "allow_nonfinite": allow_nonfinite or None,
     }
@@ -151,6 +159,6 @@ def parse_map(pairs: list[str]) -> dict[str, str]:
     return mapping
 
 
-def _unescaped(text: str | None) -> str | None:
+def unescaped(text: str | None) -> str | None:
     r"""Turn a typed \n into a line break: shells make it hard to type one."""
     return text.replace("\\n", "\n") if text is not None else None

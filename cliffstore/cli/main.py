@@ -22,7 +22,10 @@ from cliffstore.cli import (
     curves,
     demo,
     extraction,
+    generation,
+    heads,
     inspection,
+    judging,
     pictures,
     pipeline,
     probes,
@@ -53,8 +56,11 @@ for module in (
     curves,
     pictures,
     clipping,
+    generation,
+    heads,
     publication,
     report,
+    judging,
     pipeline,
 ):
     module.add_to(app)

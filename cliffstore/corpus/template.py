@@ -78,6 +78,7 @@ class Renderer:
     markers : what stands around the thinking; by default found in the template
     template_date : YYYY-MM-DD, what templates that write today's date get
     max_tokens : rows with more are skipped
+    to_answer : end where the answer begins, also where that is told by a line break only
 
     Attributes
     ----------
@@ -91,6 +92,7 @@ class Renderer:
         markers: ThinkMarkers | None = None,
         template_date: str = "2024-07-26",
         max_tokens: int | None = None,
+        to_answer: bool = False,
     ) -> None:
         _check_fast(tokenizer)
         try:
@@ -98,7 +100,7 @@ class Renderer:
         except ValueError as error:
             raise ConfigError(f"template_date must be YYYY-MM-DD, not {template_date!r}") from error
         self.tokenizer = tokenizer
-        self._max_tokens = max_tokens
+        self._max_tokens, self._to_answer = max_tokens, to_answer
         self._chat = ChatTemplate(tokenizer, day) if tokenizer.chat_template else None
         found = markers or find_markers(self._chat.text if self._chat else None, tokenizer)
         self.markers = found or DEFAULT_MARKERS
@@ -112,6 +114,16 @@ class Renderer:
                 "date": template_date,
             }
         )
+
+    @property
+    def thinks(self) -> bool:
+        """Whether the model has marks of thinking, its own or the user's."""
+        return not self._is_default
+
+    @property
+    def end_of_turn(self) -> str:
+        """What the template writes after an answer."""
+        return self._chat.end_of_turn if self._chat else ""
 
     def notices(self, counts: RenderCounts) -> tuple[str, ...]:
         """Tell what the user should know about rows rendered with these counts."""
@@ -182,7 +194,7 @@ class Renderer:
         """Append thinking and response; also give the character where the answer starts, or would start."""
         pieces: list[tuple[str, Segment]] = []
         regions = list(prompt.regions)
-        if self._chat is None and (row.thinking or row.response):
+        if self._chat is None and (row.thinking or row.response or self._to_answer):
             pieces.append(("\n", Segment.HEADER))
         if opened is not None:
             regions = _cut(regions, opened)
@@ -197,8 +209,7 @@ class Renderer:
             pieces.append((self.markers.close, Segment.THINK_CLOSE))
         answer_start = len(prompt.text) + sum(len(piece) for piece, _ in pieces)
         if row.response is not None:
-            end = self._chat.end_of_turn if self._chat else ""
-            pieces += [(row.response, Segment.RESPONSE), (end, Segment.END)]
+            pieces += [(row.response, Segment.RESPONSE), (self.end_of_turn, Segment.END)]
         text = prompt.text
         for piece, segment in pieces:
             regions.append(Region(len(text), len(text) + len(piece), segment))

@@ -109,7 +109,8 @@ def calibrate(capture: SiteCapture, wish: PassWish, shape: CorpusShape) -> Calib
         Not even one token fits into the device's memory.
     """
     place = "cpu" if capture.device.type == "cpu" else "accelerator"
-    examples = make_examples(shape.lengths, shape.shared, int(capture.model.config.get_text_config().vocab_size))
+    vocabulary = int(capture.model.config.get_text_config().vocab_size)
+    examples = make_examples(shape.lengths, shape.shared, vocabulary, n_choices=len(capture.choices))
     rate = _token_rate(capture, examples, _PROBE_TOKENS[place])
     candidates = list(_candidates(capture, wish, place))
     if len(candidates) > 1:
@@ -145,7 +146,7 @@ def _token_rate(capture: SiteCapture, examples: Sequence[UnitExample], tokens: i
     some: list[UnitExample] = []
     for example in examples:
         if sum(len(one.token_ids) for one in some) < tokens:
-            some.append(UnitExample(example.example, example.token_ids[:tokens], example.rows[:tokens]))
+            some.append(example.up_to(tokens))
     passes = list(PaddedPasses(some, len(some) * tokens))
     if _seconds(capture, passes) is not None and (seconds := _seconds(capture, passes)) is not None:
         return passes[0].input_ids_BT.size / seconds

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from cliffstore.model.identity import ModelSource
-from cliffstore.schema import ArrayIdentity, CaptureDocument, Dtype, PassSettings, UnitError
+from cliffstore.schema import ArrayIdentity, CaptureDocument, Dtype, Interventions, PassSettings, UnitError
 from cliffstore.store import layout, receipts
 from cliffstore.store.objects import ObjectStore
 from cliffstore.store.probes import ProbeWeights
@@ -29,6 +29,7 @@ class WorkerSpec:
     arrays : what is captured, or what the probes of a job read
     threads : CPU threads of a pass; None leaves torch's own choice
     gpus : GPUs that the model is spread over
+    interventions : what is changed in every pass, None for nothing
     """
 
     source: ModelSource
@@ -37,6 +38,7 @@ class WorkerSpec:
     device: str
     threads: int | None = None
     gpus: int = 1
+    interventions: Interventions | None = None
 
     def make(self, threads: int) -> UnitWorker:
         """Load the model into a worker, which uses so many threads unless the spec says another number."""

@@ -16,7 +16,7 @@ Legend: B lines, T positions a line, P path nodes, S = P + T, N kept positions, 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Protocol
 
@@ -39,6 +39,7 @@ class Pass:
     examples_N : int64, ordinal of an example that has it
     ends_S : int64, first position of the pass behind the subtree of each key; None where lines are plain sequences
     carry_C : int64, keys that the next pass needs as its path; None where it needs none
+    marks_BT : int64, where interventions act (see `marks.py`), zero where padded
     first, last : what of the unit it covers: nodes, or lines in order of length
     """
 
@@ -50,6 +51,7 @@ class Pass:
     examples_N: Int64s
     ends_S: Int64s | None
     carry_C: Int64s | None
+    marks_BT: Int64s
     first: int
     last: int
 
@@ -107,6 +109,7 @@ class TreePasses:
             examples_N=owners_N,
             ends_S=np.clip(tree.end_N[nodes_S] - first, 0, last - first),
             carry_C=self._carry(nodes_S, last),
+            marks_BT=tree.mark_N[None, first:last],
             first=first,
             last=last,
         )
@@ -155,9 +158,11 @@ class PaddedPasses:
     def _pass(self, first: int, last: int) -> Pass:
         lines = self._lines[first:last]
         width = max(len(line.token_ids) for line in lines)
-        input_ids_BT = np.zeros((len(lines), width), dtype=np.int64)
+        input_ids_BT, marks_BT = (np.zeros((len(lines), width), dtype=np.int64) for _ in range(2))
         for number, line in enumerate(lines):
             input_ids_BT[number, : len(line.token_ids)] = line.token_ids
+            if line.marks is not None:
+                marks_BT[number, : len(line.marks)] = line.marks
         stored = [np.flatnonzero(line.rows >= 0) for line in lines]
         return Pass(
             input_ids_BT=input_ids_BT,
@@ -168,6 +173,7 @@ class PaddedPasses:
             examples_N=np.repeat([line.example for line in lines], [len(kept) for kept in stored]),
             ends_S=None,
             carry_C=None,
+            marks_BT=marks_BT,
             first=first,
             last=last,
         )
@@ -214,11 +220,10 @@ def first_owners(examples: Sequence[UnitExample]) -> list[UnitExample]:
     for example in examples:
         brings = (example.rows >= 0) & ~seen[example.rows]
         if brings.any():
-            owners.append(UnitExample(example.example, example.token_ids, np.where(brings, example.rows, -1)))
+            owners.append(replace(example, rows=np.where(brings, example.rows, -1)))
             seen[example.rows[brings]] = True
     return owners
 
 
 def _up_to_last_row(line: UnitExample) -> UnitExample:
-    length = int(np.flatnonzero(line.rows >= 0)[-1]) + 1
-    return UnitExample(line.example, line.token_ids[:length], line.rows[:length])
+    return line.up_to(int(np.flatnonzero(line.rows >= 0)[-1]) + 1)

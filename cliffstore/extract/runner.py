@@ -43,12 +43,24 @@ class PassRunner:
         identity = spec.source.identity
         flex = all(parameter.is_cuda for parameter in self._model.parameters())
         with torch.inference_mode():
-            self._capture = SiteCapture(self._model, spec.arrays, identity.n_layers, identity.n_heads, flex=flex)
+            self._capture = SiteCapture(
+                self._model,
+                spec.arrays,
+                identity.n_layers,
+                identity.n_heads,
+                flex=flex,
+                interventions=spec.interventions,
+            )
         self._whole_above = length_dependent_above(self._model.config)
         self._products: Products = "native"
         self._disagreement: str | None = None
         self._checked = False
         self._most_tokens: int | None = None
+
+    @property
+    def capture(self) -> SiteCapture:
+        """The model that passes run on."""
+        return self._capture
 
     def stop(self) -> None:
         """Make running and later calls of `run` end at the next pass."""

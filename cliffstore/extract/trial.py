@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,30 +39,37 @@ def as_tensors(one: Pass) -> PassTensors:
         kept_N=torch.from_numpy(one.kept_N),
         ends_S=None if one.ends_S is None else torch.from_numpy(one.ends_S),
         carry_C=None if one.carry_C is None else torch.from_numpy(one.carry_C),
+        marks_BT=torch.from_numpy(one.marks_BT),
     )
 
 
-def make_examples(lengths: Sequence[int], shared: Sequence[int], vocabulary: int, seed: int = 0) -> list[UnitExample]:
+def make_examples(
+    lengths: Sequence[int], shared: Sequence[int], vocabulary: int, seed: int = 0, n_choices: int = 0
+) -> list[UnitExample]:
     """Return examples of random tokens that share prefixes as asked, every position stored.
 
     Parameters
     ----------
     lengths, shared : for each example, its tokens, and how many leading ones its predecessor has too
+    n_choices : choices of positions that random tokens are marked with
     """
-    random = np.random.default_rng(seed)
+    random, marking = np.random.default_rng(seed), np.random.default_rng([seed, 1])
     examples: list[UnitExample] = []
     next_row = 0
     for number, (length, n_shared) in enumerate(zip(lengths, shared, strict=True)):
         token_ids = random.integers(0, vocabulary, length, dtype=np.int32)
         rows = np.arange(next_row, next_row + length, dtype=np.int64)
+        marks = marking.integers(0, 1 << n_choices, length, dtype=np.int64)
         if examples:
             before = examples[-1]
             token_ids[:n_shared] = before.token_ids[:n_shared]
             if n_shared < min(length, len(before.token_ids)) and token_ids[n_shared] == before.token_ids[n_shared]:
                 token_ids[n_shared] = (token_ids[n_shared] + 1) % vocabulary
             rows = np.concatenate([before.rows[:n_shared], np.arange(next_row, next_row + length - n_shared)])
+            if before.marks is not None:
+                marks[:n_shared] = before.marks[:n_shared]
         next_row += length - n_shared
-        examples.append(UnitExample(number, token_ids, rows))
+        examples.append(UnitExample(number, token_ids, rows, marks if n_choices else None))
     return examples
 
 
@@ -70,7 +78,8 @@ def disagreement(capture: SiteCapture, dtype: str) -> str | None:
     if not capture.over_trees:
         return "the model does not let its attention be replaced"
     config = capture.model.config
-    examples = make_examples(_LENGTHS, _SHARED, int(config.get_text_config().vocab_size))
+    vocabulary = int(config.get_text_config().vocab_size)
+    examples = make_examples(_LENGTHS, _SHARED, vocabulary, n_choices=len(capture.choices))
     tree = build_tree(examples)
     try:
         found = _run(capture, TreePasses(tree, -(-len(tree) // 2)), len(tree))
@@ -84,7 +93,7 @@ def disagreement(capture: SiteCapture, dtype: str) -> str | None:
     plain = {name: np.zeros_like(vectors) for name, vectors in found.items()}
     with capture.as_loaded():
         for example in examples:
-            alone = UnitExample(0, example.token_ids, np.arange(len(example.token_ids)))
+            alone = replace(example, rows=np.arange(len(example.token_ids)))
             for name, vectors_TD in _run(capture, PaddedPasses([alone], len(alone.token_ids)), len(alone.rows)).items():
                 plain[name][example.rows] = vectors_TD
     for name in found:

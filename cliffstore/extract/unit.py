@@ -11,6 +11,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -22,6 +23,7 @@ from cliffstore.errors import CliffstoreError, ExtractionError, InterruptedRunEr
 from cliffstore.extract.blocks import BlockPool
 from cliffstore.extract.calibration import CorpusShape, PassWish
 from cliffstore.extract.job import Job, Prepared, WorkerSpec
+from cliffstore.extract.marks import find_disagreement, marks_of
 from cliffstore.extract.runner import PassRunner
 from cliffstore.extract.sinks import ActivationBlocks, ProbeScores, UnitSink
 from cliffstore.extract.tree import UnitExample
@@ -46,6 +48,7 @@ class UnitWorker:
     def __init__(self, spec: WorkerSpec) -> None:
         self.name = f"{socket.gethostname()}:{os.getpid()}"
         self._threads = spec.threads
+        self._choices = spec.interventions.choices if spec.interventions is not None else ()
         self._compute = threading.Lock()
         self._set_threads()
         self._runner = PassRunner(spec, self.name)
@@ -108,7 +111,7 @@ class UnitWorker:
         if capture is None and all(is_scored(objects, probe.key, unit) for probe in self._job.probes):
             return UnitReport(unit, 0, 0, 0, 0.0, self.name)
         tokens = self._tables.tokens(unit)
-        examples = split_examples(tokens)
+        examples = split_examples(tokens, self._choices)
         place = _Place(unit, unit * self._unit_rows, examples, tokens, attempt)
         return self._store_scores(place) if capture is None else self._store_activations(place, capture)
 
@@ -196,16 +199,30 @@ class _Place:
         return UnitReport(self.unit, self.tokens.num_rows, self.n_rows, n_bytes, seconds, worker, notices)
 
 
-def split_examples(tokens: pa.Table) -> list[UnitExample]:
-    """Split a unit's tokens table (sorted by example and position) into its examples, up to their last stored row."""
+def split_examples(tokens: pa.Table, choices: Sequence[str] = ()) -> list[UnitExample]:
+    """Split a unit's tokens table (sorted by example and position) into its examples, up to their last stored row.
+
+    Parameters
+    ----------
+    choices : positions that interventions act at, which the examples are marked with
+
+    Raises
+    ------
+    ConfigError
+        Examples that share a row do not agree on them.
+    """
     ordinals = tokens["example"].to_numpy()
     token_ids = tokens["token_id"].to_numpy().astype(np.int32)
     rows = tokens["row"].combine_chunks().fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
     starts = np.concatenate([[0], np.flatnonzero(np.diff(ordinals)) + 1, [len(ordinals)]])
+    marks = marks_of(tokens, choices) if choices else None
     examples: list[UnitExample] = []
     for first, last in pairwise(starts):
         length = int(np.flatnonzero(rows[first:last] >= 0)[-1]) + 1
+        own = slice(first, first + length)
         examples.append(
-            UnitExample(int(ordinals[first]), token_ids[first : first + length], rows[first : first + length])
+            UnitExample(int(ordinals[first]), token_ids[own], rows[own], marks[own] if marks is not None else None)
         )
+    if choices and (found := find_disagreement(examples, choices)) is not None:
+        raise found.error()
     return examples

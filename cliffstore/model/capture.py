@@ -9,15 +9,18 @@ Legend: B lines of a pass, T positions a line, N positions that are kept, S keys
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cliffstore.errors import ExtractionError
 from cliffstore.model import attention
 from cliffstore.model.attention import KeysValues, PassAttention
+from cliffstore.model.interventions import PlacedChanges, applied, place
+from cliffstore.model.pass_masks import positions_of_pass
 from cliffstore.model.sites import HookPoint, hook_points, locate, read_point
-from cliffstore.schema import ArrayIdentity
+from cliffstore.model.steps import ModelShape
+from cliffstore.schema import ArrayIdentity, Interventions
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +41,7 @@ class PassTensors:
     kept_N : int64, indices into the flattened B·T positions
     ends_S : int64, None where lines are plain sequences (see `attention`)
     carry_C : int64 keys to hold for the next pass, None for none
+    marks_BT : int64, bit k is set where the k-th choice of positions of the interventions holds; None without any
     """
 
     input_ids_BT: torch.Tensor
@@ -46,6 +50,7 @@ class PassTensors:
     kept_N: torch.Tensor
     ends_S: torch.Tensor | None
     carry_C: torch.Tensor | None
+    marks_BT: torch.Tensor | None = None
 
     @property
     def n_past(self) -> int:
@@ -62,11 +67,13 @@ class SiteCapture:
     arrays : what to capture
     n_layers, n_heads : of the whole model
     flex : use FlexAttention for passes over trees
+    interventions : what is changed in every pass; what is captured at a site is what they have made of it
 
     Attributes
     ----------
     over_trees : whether passes over prefix trees are possible: the model lets its attention be replaced
     n_blocks : blocks that are left
+    choices : positions that interventions act at, in the order of the bits of a mark
     windows : sliding window that each block asked for in the last pass over a tree
     """
 
@@ -78,6 +85,7 @@ class SiteCapture:
         n_heads: int,
         *,
         flex: bool = False,
+        interventions: Interventions | None = None,
     ) -> None:
         sites = locate(model, n_layers)
         self.n_blocks = max(array.layer for array in arrays) + 1
@@ -85,6 +93,11 @@ class SiteCapture:
         self.model = model
         self.flex = flex
         self._points = hook_points(model, sites, arrays, n_heads)
+        self._changes: tuple[PlacedChanges, ...] = ()
+        self.choices: tuple[str, ...] = ()
+        if interventions is not None:
+            self._changes = place(model, sites, interventions, ModelShape.of(model), self.n_blocks)
+            self.choices = interventions.choices
         self._loaded_with = str(model.config._attn_implementation)
         self.over_trees = attention.install(model)
         if not self.over_trees:
@@ -132,7 +145,7 @@ class SiteCapture:
         """
         import torch
 
-        with torch.inference_mode():
+        with torch.inference_mode(), positions_of_pass(self._masks(one)):
             if not self.over_trees:
                 mask_BT = torch.arange(one.input_ids_BT.shape[1])[None, :] < one.lengths_B[:, None]
                 self._forward(one, sink, {"attention_mask": mask_BT.long().to(self.device)})
@@ -142,6 +155,11 @@ class SiteCapture:
                 self._forward(one, sink, {"position_ids": one.positions_BT.to(self.device)})
             self._path = current.carried
             self.windows = current.windows
+
+    def _masks(self, one: PassTensors) -> dict[str, torch.Tensor]:
+        if one.marks_BT is None:
+            return {}
+        return {choice: (one.marks_BT >> bit & 1).bool() for bit, choice in enumerate(self.choices)}
 
     def _attention_of(self, one: PassTensors, isolate: bool) -> PassAttention:
         import torch
@@ -163,14 +181,12 @@ class SiteCapture:
 
     def _forward(self, one: PassTensors, sink: Sink, arguments: dict[str, torch.Tensor]) -> None:
         keep = _Keeper(one, sink, waiting=set(self._points))
-        handles = [self._hook(name, point, keep) for name, point in self._points.items()]
-        try:
-            self.model(input_ids=one.input_ids_BT.to(self.device), use_cache=False, **arguments)
-        except _AllFoundError:
-            pass
-        finally:
-            for handle in handles:
-                handle.remove()
+        with ExitStack() as hooks:
+            hooks.enter_context(applied(self._changes))  # first, so that what they give is what is captured
+            for name, point in self._points.items():
+                hooks.callback(self._hook(name, point, keep).remove)
+            with suppress(_AllFoundError):
+                self.model(input_ids=one.input_ids_BT.to(self.device), use_cache=False, **arguments)
         if keep.waiting:
             raise ExtractionError(f"{sorted(keep.waiting)[0]} was not computed in a forward pass")
 

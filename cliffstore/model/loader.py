@@ -31,13 +31,14 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
         raise ModelError(f"model {source.identity.name} has no tokenizer that loads: {first_line(error)}") from None
 
 
-def load_model(source: ModelSource, dtype: str, device: str, gpus: int = 1) -> PreTrainedModel:
+def load_model(source: ModelSource, dtype: str, device: str, gpus: int = 1, *, head: bool = False) -> PreTrainedModel:
     """Load a model without its LM head, its adapter laid over it, in evaluation mode.
 
     With an adapter the LM head is loaded too, and dropped: adapters name their weights after the whole model.
 
     Parameters
     ----------
+    head : keep the LM head, for a model that generates
     device : see `choose_device`; `auto` or `cuda` where there are several GPUs
     gpus : GPUs that the model's blocks are spread over
 
@@ -53,11 +54,12 @@ def load_model(source: ModelSource, dtype: str, device: str, gpus: int = 1) -> P
         if device not in ("auto", "cuda"):
             raise ModelError(f"--device {device} is one device, --gpus-per-actor {gpus} needs several: give only one")
         placement = spread(gpu_memory(), gpus)
-    model = _load_weights(source, dtype, placement)
+    model = _load_weights(source, dtype, placement, head=head)
     if gpus > 1:
         check_placement(source.identity.name, getattr(model, "hf_device_map", {}), gpus)
     if source.adapter is not None:
-        model = lay_over(model, source.adapter, source.identity.name)
+        body = lay_over(model, source.adapter, source.identity.name)  # changes the whole model
+        model = model if head else body
     model = model.eval().requires_grad_(False)
     return model if gpus > 1 else model.to(chosen)
 
@@ -109,8 +111,9 @@ def check_placement(name: str, placement: Mapping[str, object], gpus: int) -> No
         raise ModelError(f"model {name} does not fit on {gpus} GPUs: give more with --gpus-per-actor")
 
 
-def _load_weights(source: ModelSource, dtype: str, placement: Mapping[str, object]) -> PreTrainedModel:
-    """Load a model, with its LM head only if there is an adapter. All of its layers' weights must be there."""
+def _load_weights(source: ModelSource, dtype: str, placement: Mapping[str, object], *, head: bool) -> PreTrainedModel:
+    """Load a model, with its LM head only if it is wanted or there is an adapter. All weights of layers must be there,
+    and those of the head where it is wanted."""
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModel, AutoModelForCausalLM
@@ -118,7 +121,7 @@ def _load_weights(source: ModelSource, dtype: str, placement: Mapping[str, objec
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    whole = source.adapter is not None
+    whole = head or source.adapter is not None
     try:
         model, report = (AutoModelForCausalLM if whole else AutoModel).from_pretrained(
             source.location,
@@ -131,7 +134,7 @@ def _load_weights(source: ModelSource, dtype: str, placement: Mapping[str, objec
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"model {source.identity.name} does not load: {first_line(error)}") from None
-    body = f"{model.base_model_prefix}." if whole and model.base_model is not model else ""
+    body = f"{model.base_model_prefix}." if whole and not head and model.base_model is not model else ""
     missing = sorted(key for key in report["missing_keys"] if key.startswith(body))
     if missing:
         raise ModelError(f"model {source.identity.name} lacks {len(missing)} weights, the first is {missing[0]}")

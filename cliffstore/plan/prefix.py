@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 TokenIds = npt.NDArray[np.int32]
+Keys = npt.NDArray[np.int32] | npt.NDArray[np.int64]
+"""Token ids, or numbers that tell more than tokens apart."""
 
 
 def sort_key(token_ids_T: TokenIds) -> bytes:
@@ -21,14 +23,14 @@ def sort_key(token_ids_T: TokenIds) -> bytes:
     return token_ids_T.astype(">u4").tobytes()
 
 
-def common_prefix(left_T: TokenIds, right_T: TokenIds) -> int:
+def common_prefix(left_T: Keys, right_T: Keys) -> int:
     """Return the length of the longest common prefix of two token sequences."""
     n = min(len(left_T), len(right_T))
     differs = np.flatnonzero(left_T[:n] != right_T[:n])
     return int(differs[0]) if len(differs) else n
 
 
-def shared_lengths(sequences: Sequence[TokenIds]) -> list[int]:
+def shared_lengths(sequences: Sequence[Keys]) -> list[int]:
     """Return for each sequence of a sorted list how many leading tokens its predecessor has too (0 for the first)."""
     shared = [0] * len(sequences)
     for index in range(1, len(sequences)):

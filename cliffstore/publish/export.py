@@ -20,7 +20,8 @@ from cliffstore.config import ExportConfig
 from cliffstore.errors import SelectionError
 from cliffstore.publish import mixture
 from cliffstore.publish.card import CardFacts, Counts, dataset_card
-from cliffstore.publish.endpoint import ANSWERS, AnswerBook, Endpoint, EndpointTarget
+from cliffstore.publish.completions import Endpoint
+from cliffstore.publish.endpoint import ANSWERS, AnswerBook, EndpointTarget
 from cliffstore.publish.formats import Thinking
 from cliffstore.publish.mixture import MIXED, TRAIN, VALIDATION
 from cliffstore.publish.rows import BATCH, ExportRows, Tally, batches, public_url
@@ -67,7 +68,7 @@ def check_export(config: ExportConfig, section: str = "") -> Thinking:
     if config.target_template is not None:
         TemplateTarget.read(config.target_template)
     if config.target_endpoint is not None:
-        Endpoint.check(config.target_endpoint, config.target_model, config.target_max_tokens)
+        _endpoint(config.target_endpoint, config)
     try:
         return Thinking.parse(config.thinking)
     except SelectionError as error:
@@ -80,11 +81,15 @@ def _target(config: ExportConfig, options: Mapping[str, object], book: str) -> T
         return TextTarget(config.target_text)
     template = None if config.target_template is None else TemplateTarget.read(config.target_template)
     if config.target_endpoint is not None:
-        endpoint = Endpoint.check(config.target_endpoint, config.target_model, config.target_max_tokens)
+        endpoint = _endpoint(config.target_endpoint, config)
         folder, _, name = book.rpartition("/")
         held = ObjectStore(folder or ".", options if scheme_of(book) == scheme_of(config.output) else {})
-        return EndpointTarget(endpoint, AnswerBook(held, name), template)
+        return EndpointTarget(endpoint, AnswerBook(held, name), config.target_max_tokens, template)
     return template or ColumnTarget(config.target_column or _RESPONSE)
+
+
+def _endpoint(url: str, config: ExportConfig) -> Endpoint:
+    return Endpoint.check(url, config.target_model, "target-endpoint", of_model="target-model")
 
 
 def export_selection(

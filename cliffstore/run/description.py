@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cliffstore.store import layout, receipts
+from cliffstore.store.intervention_words import in_words
 from cliffstore.store.probes import list_probes
 from cliffstore.store.reader import StoreReader, compact_ranges
 from cliffstore.store.writer import capture_specs
@@ -26,6 +27,7 @@ def describe_store(reader: StoreReader) -> dict[str, object]:
                 "sites": {s: compact_ranges(sorted(spec.layer for spec in specs if spec.site == s)) for s in sites},
                 "units_extracted": len(done),
                 "bytes_per_row": sum(spec.bytes_per_row for spec in specs),
+                "interventions": in_words(capture.interventions),
             }
         )
     return {

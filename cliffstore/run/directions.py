@@ -50,6 +50,23 @@ def read_direction(
     ConfigError
         There is no such file, or it is of another kind or damaged.
     """
+    arrays = read_arrays(path, options)
+    name = "w" if "w" in arrays else next(iter(arrays)) if len(arrays) == 1 else None
+    if name is None:
+        raise ConfigError(f"{path} has the arrays {', '.join(sorted(arrays))}: the direction must be called w")
+    offset = np.ravel(arrays["b"]) if "b" in arrays and name != "b" else None
+    if offset is not None and offset.size != 1:
+        raise ConfigError(f"{path}: b must be one number, found {offset.size}")
+    return as_vector(arrays[name]), None if offset is None else float(offset[0])
+
+
+def is_file(text: str) -> bool:
+    """Return whether a text that may name a probe names a file of arrays."""
+    return text.lower().endswith((*FORMATS, *_PICKLED))
+
+
+def read_arrays(path: str, options: Mapping[str, object] | None = None) -> dict[str, npt.NDArray]:
+    """Return the arrays of a `.npy`, `.npz` or `.safetensors` file by name. Errors as for `read_direction`."""
     if path.lower().endswith(_PICKLED):
         raise ConfigError(
             f"{path} may be pickled, and cliffstore unpickles nothing: write it as safetensors, "
@@ -64,16 +81,9 @@ def read_direction(
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror or type(error).__name__}") from None
     try:
-        arrays = _arrays(path.lower(), content)
+        return _arrays(path.lower(), content)
     except Exception as error:  # noqa: BLE001  # each library has errors of its own for a damaged file
         raise ConfigError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from None
-    name = "w" if "w" in arrays else next(iter(arrays)) if len(arrays) == 1 else None
-    if name is None:
-        raise ConfigError(f"{path} has the arrays {', '.join(sorted(arrays))}: the direction must be called w")
-    offset = np.ravel(arrays["b"]) if "b" in arrays and name != "b" else None
-    if offset is not None and offset.size != 1:
-        raise ConfigError(f"{path}: b must be one number, found {offset.size}")
-    return as_vector(arrays[name]), None if offset is None else float(offset[0])
 
 
 def write_direction(

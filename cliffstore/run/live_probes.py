@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cliffstore.config import ExtractConfig
@@ -10,8 +10,9 @@ from cliffstore.errors import ConfigError, ProbeError
 from cliffstore.extract.job import LiveProbe
 from cliffstore.model.identity import ModelSource
 from cliffstore.model.sites import arrays_of
-from cliffstore.run.captures import choose_dtype
-from cliffstore.schema import ArrayIdentity, ProbeDocument, model_key
+from cliffstore.run.captures import choose_dtype, draft_capture
+from cliffstore.run.lent_probes import held_as, lent
+from cliffstore.schema import ArrayIdentity, CaptureDocument, Interventions, ProbeDocument, model_key
 from cliffstore.store import layout
 from cliffstore.store.objects import ObjectStore
 from cliffstore.store.probes import ProbeWeights, read_probe, write_probe
@@ -36,15 +37,28 @@ class FoundProbe:
         return LiveProbe(self.key, f"{self.document.site}/{self.document.layer}", self.weights)
 
 
-def find_probes(config: ExtractConfig, source: ModelSource) -> list[FoundProbe]:
+def find_probes(
+    config: ExtractConfig,
+    source: ModelSource,
+    interventions: Interventions | None = None,
+    captures: Sequence[CaptureDocument] = (),
+) -> list[FoundProbe]:
     """Return the probes that `--probe` names: of the store by name, of another store as `<store>/probes/<name>`.
+
+    Scores under interventions are others than those of the bare model, so a probe that was fitted without them gives
+    them under a name of their own (see `lent_probes.py`).
+
+    Parameters
+    ----------
+    captures : of the store
 
     Raises
     ------
     ProbeError
-        There is no such probe, or it was fitted on another model, dtype or on a probe of the same name.
+        There is no such probe, or it was fitted on another model, dtype, under other interventions or on a probe of
+        the same name.
     """
-    found = [_find(config, given) for given in dict.fromkeys(config.probe)]
+    found = [_find(config, source, given, interventions, captures) for given in dict.fromkeys(config.probe)]
     names = [one.document.name for one in found]
     if len(set(names)) < len(names):
         raise ConfigError(f"--probe: two of them are called {max(names, key=names.count)!r}")
@@ -58,19 +72,47 @@ def find_probes(config: ExtractConfig, source: ModelSource) -> list[FoundProbe]:
     return found
 
 
-def _find(config: ExtractConfig, given: str) -> FoundProbe:
-    store = ObjectStore(config.store, config.storage_options)
+def read_named_probe(given: str, url: str, options: Mapping[str, object]) -> tuple[ProbeDocument, ProbeWeights, bool]:
+    """Return a probe by its name in a store, or as `<store>/probes/<name>`, and whether it is of another store.
+
+    Raises
+    ------
+    ProbeError
+        There is none of that name, or the name is malformed.
+    """
     head, slash, name = given.rstrip("/").rpartition("/")
     if not slash:
-        return FoundProbe(*read_probe(store, given), in_store=True)
+        return *read_probe(ObjectStore(url, options), given), False
     if not head.endswith(layout.PROBES):
-        raise ProbeError(f"--probe {given!r}: give the name of a probe, or <store>/probes/<name> of another store")
-    other = ObjectStore(head.removesuffix(layout.PROBES).rstrip("/") or ".", config.storage_options)
-    document, weights = read_probe(other, name)
-    in_store = store.exists(layout.probe_document(name))
-    if in_store and read_probe(store, name)[0].digest != document.digest:
-        raise ProbeError(f"store {config.store} has another probe {name!r} already, with other weights than {given}")
-    return FoundProbe(document, weights, in_store)
+        raise ProbeError(f"probe {given!r}: give the name of a probe, or <store>/probes/<name> of another store")
+    other = ObjectStore(head.removesuffix(layout.PROBES).rstrip("/") or ".", options)
+    return *read_probe(other, name), True
+
+
+def _find(
+    config: ExtractConfig,
+    source: ModelSource,
+    given: str,
+    interventions: Interventions | None,
+    captures: Sequence[CaptureDocument],
+) -> FoundProbe:
+    document, weights, is_foreign = read_named_probe(given, config.store, config.storage_options)
+    changes = interventions.digest if interventions is not None else None
+    if document.changes == changes and not is_foreign:
+        return FoundProbe(document, weights, in_store=True)
+    if document.changes != changes:
+        if document.interventions is not None or interventions is None:
+            raise ProbeError(
+                f"probe {document.name!r} is of {document.alias!r}, a model under "
+                f"{'interventions' if interventions is None else 'other interventions'}: "
+                f"{'give them with --intervene' if interventions is None else 'give the same, or another probe'}"
+            )
+        arrays = arrays_of(document.model, [document.site], [document.layer])
+        stored = [one.capture for one in captures if one.alias == config.model_alias and arrays[0] in one.arrays]
+        name = stored[0] if stored else draft_capture(config, source, arrays, interventions).name
+        document = lent(document, config.model_alias, name, interventions)
+    held = held_as(ObjectStore(config.store, config.storage_options), document)
+    return FoundProbe(held or document, weights, held is not None)
 
 
 def arrays_to_read(probes: Sequence[FoundProbe]) -> list[ArrayIdentity]:

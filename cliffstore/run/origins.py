@@ -67,9 +67,8 @@ def extraction_of(
         }
     )
     identity = found.source.identity
-    draft = draft_capture(
-        config, found.source, arrays_of(identity, config.sites, parse_layers(config.layers, identity.n_layers))
-    )
+    arrays = arrays_of(identity, config.sites, parse_layers(config.layers, identity.n_layers))
+    draft = draft_capture(config, found.source, arrays, capture.interventions)
     if draft.name != capture.capture:
         raise StoreError(f"capture {capture.capture} was made by a cliffstore that names captures in another way")
     return config
@@ -79,6 +78,16 @@ def scoring_of(objects: ObjectStore, probe: ProbeDocument, origins: Origins, rep
     """Return the configuration that scores units with a probe while the model runs. Errors as `extraction_of`."""
     found = _find(probe.model, probe.dtype, f"probe {probe.name}", origins, reporter)
     return _config(objects, found, origins, probe.dtype, probe.alias).model_copy(update={"probe": (probe.name,)})
+
+
+def source_of(capture: CaptureDocument, origins: Origins, reporter: Reporter) -> ModelSource:
+    """Return the model of a capture. Raises `ModelError` where it is not found."""
+    return _find(capture.model, capture.dtype, f"capture {capture.capture}", origins, reporter).source
+
+
+def source_of_probe(probe: ProbeDocument, origins: Origins, reporter: Reporter) -> ModelSource:
+    """Return the model that a probe is of. Errors as `extraction_of`."""
+    return _find(probe.model, probe.dtype, f"probe {probe.name}", origins, reporter).source
 
 
 def tables_again(reader: StoreReader, plan: PlanDocument, origins: Origins, reporter: Reporter) -> Planned:

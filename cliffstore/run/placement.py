@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import os
+from typing import Any, Protocol
 
 from cliffstore.analyze.score import ScoreJob
-from cliffstore.config import ExtractConfig
 from cliffstore.errors import ConfigError
-from cliffstore.extract.job import Job
 from cliffstore.model.loader import choose_device, device_count, gpu_memory, spread
 from cliffstore.run.executor import Executor, LocalExecutor
 
 
-def check_placement(config: ExtractConfig) -> None:
+class Placement(Protocol):
+    """The settings that say where models run."""
+
+    @property
+    def executor(self) -> str: ...
+
+    @property
+    def actors(self) -> int | None: ...
+
+    @property
+    def device(self) -> str: ...
+
+    @property
+    def gpus_per_actor(self) -> int: ...
+
+
+def check_placement(config: Placement) -> None:
     """Find early what cannot work on this machine; a cluster's machines are asked when they are there.
 
     Raises
@@ -28,7 +43,7 @@ def check_placement(config: ExtractConfig) -> None:
         spread(gpu_memory(), config.gpus_per_actor)
 
 
-def choose_executor(config: ExtractConfig) -> Executor[Job]:
+def choose_executor(config: Placement) -> Executor[Any]:
     """Return the executor that the configuration asks for.
 
     `auto` is Ray where RAY_ADDRESS names a cluster, or where this machine has GPUs for more than one worker.
@@ -61,11 +76,11 @@ def _check_one_worker(actors: int | None) -> None:
         raise ConfigError(f"--actors {actors} needs --executor ray: in this process there is one worker")
 
 
-def _wants_ray(config: ExtractConfig) -> bool:
+def _wants_ray(config: Placement) -> bool:
     if config.executor == "auto":
         return bool(os.environ.get("RAY_ADDRESS")) or _several_gpus(config)
     return config.executor == "ray"
 
 
-def _several_gpus(config: ExtractConfig) -> bool:
+def _several_gpus(config: Placement) -> bool:
     return config.device in ("auto", "cuda") and device_count("cuda") >= 2 * config.gpus_per_actor

@@ -24,12 +24,18 @@ _SECONDS_BETWEEN_LINES = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One more piece of work that has ended: what was in it (`bytes` before compression), and whether it failed."""
+    """More work that has ended: what was in it (`bytes` before compression), and whether it failed.
+
+    Attributes
+    ----------
+    count : pieces that it is, called by `noun`
+    """
 
     tokens: int = 0
     bytes: int = 0
     failed: bool = False
     noun: str = "units"
+    count: int = 1
 
 
 @dataclass(slots=True)
@@ -47,13 +53,19 @@ class Tally:
     tokens: int = 0
     bytes: int = 0
     begun: float = field(default_factory=time.monotonic)
+    noun: str = "units"
+    before: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.before = self.done
 
     def add(self, piece: Piece) -> None:
         """Count a piece."""
-        self.failed += piece.failed
-        self.done += not piece.failed
+        self.failed += piece.count * piece.failed
+        self.done += piece.count * (not piece.failed)
         self.tokens += piece.tokens
         self.bytes += piece.bytes
+        self.noun = piece.noun
 
     @property
     def ended(self) -> int:
@@ -76,11 +88,21 @@ class Tally:
     def bytes_per_second(self) -> float:
         return self.bytes / self.seconds
 
+    @property
+    def pieces_per_second(self) -> float:
+        return (self.ended - self.before) / self.seconds
+
     def figures(self) -> str:
         """Return the rates and failures, for people; empty where there are none."""
         failed = f", {self.failed} failed" if self.failed else ""
+        pieces = f", {self.pieces_per_second:,.1f} {self.noun}/s" if self.noun == "examples" else ""
         rate = f", {self.tokens_per_second:,.0f} tokens/s" if self.tokens else ""
-        return f"{failed}{rate}"
+        return f"{failed}{pieces}{rate}"
+
+    def left(self) -> str:
+        """Return the time that is left at the rate so far, for people; empty where pieces are no measure of it."""
+        rate = self.pieces_per_second if self.noun == "examples" else 0.0
+        return f", about {self.queue_depth / rate:,.0f} s left" if rate and self.queue_depth else ""
 
 
 PIECE = Piece()
@@ -132,7 +154,7 @@ class LineReporter:
         if now - self._last >= _SECONDS_BETWEEN_LINES or tally.ended == tally.total:
             self._last = now
             done = f"{self._what}: {tally.done}/{tally.total} {piece.noun}"
-            self._line(f"{done}, {tally.seconds:.0f} s{tally.figures()}")
+            self._line(f"{done}, {tally.seconds:.0f} s{tally.figures()}{tally.left()}")
 
     def end(self) -> None:
         self._what = ""
@@ -169,7 +191,7 @@ class TerminalReporter:
     def advance(self, piece: Piece = PIECE) -> None:
         self._tally.add(piece)
         if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, advance=1, detail=self._tally.figures().removeprefix(", "))
+            self._progress.update(self._task, advance=piece.count, detail=self._tally.figures().removeprefix(", "))
 
     def end(self) -> None:
         if self._progress is not None:

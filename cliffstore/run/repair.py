@@ -181,7 +181,7 @@ class _Repair:
         for unit in sorted(units):
             # Shards stay until they are replaced: should this end early, they tell that the unit is to be extracted.
             self.objects.delete(layout.receipt(name, unit))
-        run_extraction(config, self.reporter, units)
+        run_extraction(config, self.reporter, units, capture.interventions)
 
     def _score(self, name: str, units: set[int]) -> None:
         """Score units again: from their vectors where those are stored, otherwise by running the model."""
@@ -193,7 +193,7 @@ class _Repair:
         if stored := units - live:
             score_store(self._reader(), [name], self.reporter, executor=self.origins.executor, units=stored)
         if config is not None:
-            run_extraction(config, self.reporter, live)
+            run_extraction(config, self.reporter, live, probe.interventions)
 
     def _rank(self, probe: str) -> str | None:
         key = layout.cliffs_document(probe)

@@ -15,19 +15,19 @@ from cliffstore.extract.calibration import PassWish
 from cliffstore.extract.job import Job, WorkerSpec
 from cliffstore.extract.unit import UnitWorker
 from cliffstore.model.identity import ModelSource, find_model
-from cliffstore.model.sites import arrays_of, parse_layers
-from cliffstore.records import RESID_POST
-from cliffstore.run.captures import CaptureDraft, choose_dtype, draft_capture, find_held
+from cliffstore.run.captures import choose_dtype
 from cliffstore.run.estimate import confirm, corpus_shape, estimate
 from cliffstore.run.executor import Executor, from_anywhere
-from cliffstore.run.live_probes import FoundProbe, arrays_to_read, bring_probes, find_probes, units_done
+from cliffstore.run.goals import Goal, find_goal
+from cliffstore.run.interventions import check_shared_rows, find_interventions, tell_without_effect
+from cliffstore.run.live_probes import bring_probes
 from cliffstore.run.outcomes import Outcomes
 from cliffstore.run.placement import check_placement, choose_executor
 from cliffstore.run.places import units_placed
 from cliffstore.run.progress import LineReporter, Reporter
 from cliffstore.run.work import Work, find_work
-from cliffstore.schema import CaptureDocument, PassSettings
-from cliffstore.store import documents, receipts
+from cliffstore.schema import CaptureDocument, Interventions, PassSettings
+from cliffstore.store import documents
 from cliffstore.store.objects import ObjectStore
 from cliffstore.store.reader import StoreReader, read_manifest
 from cliffstore.store.writer import create_capture
@@ -102,12 +102,18 @@ def extract(
     return run_extraction(config, reporter or LineReporter())
 
 
-def run_extraction(config: ExtractConfig, reporter: Reporter, units: Collection[int] | None = None) -> ExtractReport:
+def run_extraction(
+    config: ExtractConfig,
+    reporter: Reporter,
+    units: Collection[int] | None = None,
+    interventions: Interventions | None = None,
+) -> ExtractReport:
     """Run `cliffstore extract`. See `extract` for errors.
 
     Parameters
     ----------
     units : extract no others than these; None means all that are planned
+    interventions : as a store holds them, in the place of a file that the configuration names
     """
     begun = time.monotonic()
     check_placement(config)
@@ -117,11 +123,17 @@ def run_extraction(config: ExtractConfig, reporter: Reporter, units: Collection[
     held = StoreReader(config.store, config.storage_options) if manifest is not None else None
     if held is not None:
         documents.keep_copies(objects)
-    goal = _find_goal(config, source, held)
+    if config.intervene is not None:
+        interventions = find_interventions(config, source, reporter.notice)
+    goal = find_goal(config, source, held, interventions)
+    tell_without_effect(goal.draft, reporter.notice)
     with find_work(config, source, held, goal.bytes_per_row, reporter) as work:
         reporter.stage(work.describe())
         done = goal.done(objects) if held is not None else set()
         pending = [unit.unit for unit in work.units if unit.unit not in done and (units is None or unit.unit in units)]
+        if interventions is not None:
+            wanted = set(pending)
+            check_shared_rows(interventions, [unit for unit in work.units if unit.unit in wanted], work.tokens)
         outcomes = Outcomes(reporter)
         run = _Run(config, reporter, source, goal, work, pending, outcomes, seconds_planning=time.monotonic() - begun)
         if not pending:
@@ -136,38 +148,6 @@ def run_extraction(config: ExtractConfig, reporter: Reporter, units: Collection[
         return run.report(executor.description)
 
 
-@dataclass(frozen=True, slots=True)
-class _Goal:
-    """What a run is to store: the arrays of a capture, or scores of probes."""
-
-    draft: CaptureDraft
-    held: CaptureDocument | None
-    probes: tuple[FoundProbe, ...]
-    bytes_per_row: int
-
-    @property
-    def name(self) -> str:
-        return "" if self.probes else self.draft.name
-
-    def done(self, objects: ObjectStore) -> set[int]:
-        if self.probes:
-            return units_done(objects, self.probes)
-        return receipts.committed(objects, self.draft.name)
-
-
-def _find_goal(config: ExtractConfig, source: ModelSource, held: StoreReader | None) -> _Goal:
-    layers = parse_layers(config.layers, source.identity.n_layers)
-    if not config.probe:
-        draft = draft_capture(config, source, arrays_of(source.identity, config.sites, layers))
-        held_capture = find_held(config.store, draft, held.captures() if held is not None else [])
-        return _Goal(draft, held_capture, (), draft.bytes_per_row)
-    probes = tuple(find_probes(config, source))
-    # Units as for a capture of all layers, so that one can be added later without units beyond memory.
-    every = arrays_of(source.identity, [RESID_POST], range(source.identity.n_layers))
-    bytes_per_row = draft_capture(config, source, every).bytes_per_row
-    return _Goal(draft_capture(config, source, arrays_to_read(probes)), None, probes, bytes_per_row)
-
-
 @dataclass(slots=True)
 class _Run:
     """One run of an extraction: its parts as they become known."""
@@ -175,7 +155,7 @@ class _Run:
     config: ExtractConfig
     reporter: Reporter
     source: ModelSource
-    goal: _Goal
+    goal: Goal
     work: Work
     pending: list[int]
     outcomes: Outcomes
@@ -198,6 +178,7 @@ class _Run:
                 dtype=choose_dtype(config, self.source),
                 device=config.device,
                 gpus=config.gpus_per_actor,
+                interventions=goal.draft.interventions,
             )
         )
         loaded = time.monotonic()

@@ -16,8 +16,11 @@ from cliffstore.publish.criteria import SelectionSettings
 from cliffstore.publish.export import ExportReport, export_selection
 from cliffstore.publish.refusals import read_phrases
 from cliffstore.publish.selection import SelectionReport, select_examples, told
+from cliffstore.run.attention_by_segment import StoreAttention
 from cliffstore.run.clipping import ClipReport, KeptFigures, clip_corpus, clip_figures
 from cliffstore.run.directions import write_direction
+from cliffstore.run.heads_store import StoreHeads
+from cliffstore.run.lent_probes import lend
 from cliffstore.run.origins import Origins
 from cliffstore.run.plotting import StorePlots
 from cliffstore.run.ranking import draw_curves, rank
@@ -29,7 +32,7 @@ from cliffstore.settings import read_config
 from cliffstore.store.probes import read_probe
 
 
-class Store(StorePlots, StoreReports):
+class Store(StoreAttention, StoreHeads, StorePlots, StoreReports):
     """A store to query and to build on.
 
     Parameters
@@ -145,14 +148,24 @@ class Store(StorePlots, StoreReports):
             self._reporter.notice(f"a .npy file holds w alone; b is {weights.b}")
         return document
 
-    def score(self, probe: str | Sequence[str], *, executor: str = "auto", actors: int | None = None) -> ScoringReport:
+    def score(
+        self,
+        probe: str | Sequence[str],
+        *,
+        model: str | None = None,
+        executor: str = "auto",
+        actors: int | None = None,
+    ) -> ScoringReport:
         """Score every extracted token that has no score of these probes yet; see `run.scoring.score_store`.
 
         Parameters
         ----------
         probe : one name or several; `all` means every probe of the store
+        model : alias of a model that is not the probe's own; its scores are those of `<probe>.<alias>`
         """
         names = [probe] if isinstance(probe, str) else list(probe)
+        if model is not None:
+            names = [lend(self.reader, name, model) for name in names]
         try:
             return score_store(self.reader, names, self._reporter, executor=executor, actors=actors)
         finally:

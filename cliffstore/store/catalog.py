@@ -22,6 +22,7 @@ import pyarrow as pa
 from cliffstore.errors import QueryError
 from cliffstore.schema import SKIPPED, TOKENS, UNITS, ProbeDocument
 from cliffstore.store.functions import Functions
+from cliffstore.store.intervention_words import in_words
 from cliffstore.store.probes import list_probes
 from cliffstore.store.reader import StoreReader
 from cliffstore.store.receipt_table import ReceiptTable
@@ -48,6 +49,7 @@ _CAPTURES = pa.schema(
         pa.field("layer", pa.int32()),
         pa.field("row_shape", pa.list_(pa.int32())),
         pa.field("dtype", pa.string()),
+        pa.field("interventions", pa.string()),
         pa.field("key", pa.string()),
     ]
 )
@@ -294,6 +296,7 @@ def _captures_table(reader: StoreReader) -> pa.Table:
             "layer": spec.layer,
             "row_shape": list(spec.row_shape),
             "dtype": spec.dtype,
+            "interventions": in_words(capture.interventions),
             "key": spec.key,
         }
         for capture in reader.captures()

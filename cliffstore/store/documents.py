@@ -17,6 +17,9 @@ from cliffstore.schema import (
     CaptureDocument,
     CliffsDocument,
     Document,
+    GenerationDocument,
+    GenerationReceipt,
+    HeadsDocument,
     Manifest,
     PlanDocument,
     PlanPlace,
@@ -54,8 +57,14 @@ def key_of(document: Document) -> str:
             return layout.probe_document(document.name)
         case CliffsDocument():
             return layout.cliffs_document(document.probe)
+        case HeadsDocument():
+            return layout.heads_document(document.name)
         case SelectionDocument():
             return layout.selection_document(document.name)
+        case GenerationDocument():
+            return layout.GENERATION
+        case GenerationReceipt():
+            return layout.GENERATION_RECEIPT
     raise TypeError(f"{type(document).__name__} has no key")
 
 
@@ -122,7 +131,7 @@ def keep_copy(objects: ObjectStore, key: str) -> None:
 
 def keep_copies(objects: ObjectStore) -> None:
     """Copy whatever was left without a copy by a run that ended early."""
-    folders = (layout.PLANS, layout.CAPTURES, layout.PROBES, layout.CLIFFS, layout.SELECTIONS)
+    folders = (layout.PLANS, layout.CAPTURES, layout.PROBES, layout.CLIFFS, layout.HEADS, layout.SELECTIONS)
     keys = [layout.MANIFEST, *(key for folder in folders for key in objects.list(folder))]
     copied = set(objects.list(layout.COPIES))
     for key in keys:

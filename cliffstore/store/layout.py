@@ -15,6 +15,11 @@ CLIFFS = "cliffs"
 HEADS = "heads"
 SELECTIONS = "selections"
 COPIES = "copies"
+GENERATION = "generation.json"
+GENERATION_RECEIPT = "complete.json"
+GENERATION_WORK = "work.parquet"
+GENERATION_PIECES = "pieces"
+"""What a generation keeps in a folder beside its output, which is no store."""
 TEMPORARY = ".tmp-"
 """Beginning of the names of files that are not whole yet, on local disks."""
 _FOREIGN_TEMPORARIES = (".__lock", ".partial")
@@ -36,13 +41,16 @@ KINDS: dict[str, str] = {
     "scores": r"scores/[^/]+/unit-\d+\.parquet",
     "cliffs": r"cliffs/[^/]+\.json",
     "cliffs_table": r"cliffs/[^/]+\.parquet",
+    "heads": r"heads/[^/]+\.json",
     "heads_table": r"heads/[^/]+\.parquet",
     "selection": r"selections/[^/]+\.json",
     "selection_table": r"selections/[^/]+\.parquet",
+    "generation": r"generation\.json",
+    "generation_receipt": r"complete\.json",
 }
 """Every kind of object that a store holds, and its keys; those first of which there are most. JSON documents are called
 as in `schema.DOCUMENTS`."""
-COPIED = ("manifest", "place", "plan", "capture", "probe", "weights", "cliffs", "selection")
+COPIED = ("manifest", "place", "plan", "capture", "probe", "weights", "cliffs", "heads", "selection")
 """Kinds from which nothing else could be made again: their bytes are kept a second time below `copies/`."""
 
 _KINDS = {kind: re.compile(pattern) for kind, pattern in KINDS.items()}
@@ -147,12 +155,24 @@ def cliffs_document(probe: str) -> str:
     return f"{CLIFFS}/{probe}.json"
 
 
+def heads_table(name: str) -> str:
+    return f"{HEADS}/{name}.parquet"
+
+
+def heads_document(name: str) -> str:
+    return f"{HEADS}/{name}.json"
+
+
 def selection_table(name: str) -> str:
     return f"{SELECTIONS}/{name}.parquet"
 
 
 def selection_document(name: str) -> str:
     return f"{SELECTIONS}/{name}.json"
+
+
+def generation_piece(unit: int) -> str:
+    return f"{GENERATION_PIECES}/unit-{unit:06d}.parquet"
 
 
 def in_plan(plan: str, path: str) -> str:

@@ -2,80 +2,34 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from pathlib import Path
-from threading import Event, Lock, Thread
+from threading import Event
 
 import pyarrow.parquet as pq
 import pytest
+from chat_server import Served, said, serving
 from commands import Result, run_cli, snapshot
 from conftest import SELECTION, Built
 
-from cliffstore.errors import EndpointError, SelectionError
-from cliffstore.publish.endpoint import ATTEMPTS, KEY_VARIABLE, Endpoint
+from cliffstore.errors import EndpointError, EndpointRefusedError
+from cliffstore.publish.completions import ATTEMPTS, KEY_VARIABLE, Endpoint
+from cliffstore.publish.endpoint import learnt
 
 KEY = "sk-very-secret-0123456789"
-Answer = tuple[int, object]
-
-
-def said(text: str | None, finish: str = "stop") -> Answer:
-    return 200, {"choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": finish}]}
-
-
-@dataclass
-class Served:
-    """What a server was asked, and how it answers the nth request."""
-
-    url: str = ""
-    answer: Callable[[int, dict[str, object]], Answer] = lambda number, body: said(f"I must decline ({number}).")
-    asked: list[dict[str, object]] = field(default_factory=list)
-    keys: list[str | None] = field(default_factory=list)
-    lock: Lock = field(default_factory=Lock)
 
 
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setenv(KEY_VARIABLE, KEY)
-    served = Served()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            with served.lock:
-                number = len(served.asked)
-                served.asked.append({"path": self.path, **body})
-                served.keys.append(self.headers["Authorization"])
-            status, said = served.answer(number, body)
-            content = said if isinstance(said, bytes) else json.dumps(said).encode()
-            self.send_response(status)
-            if status in (302, 307):
-                self.send_header("Location", f"{served.url}/elsewhere")
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        do_GET = do_POST
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    served.url = f"http://127.0.0.1:{server.server_port}/v1"
-    thread = Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield served
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving() as served:
+        yield served
 
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cliffstore.publish.endpoint._LONGEST_WAIT", 0.01)
+    monkeypatch.setattr("cliffstore.publish.completions._LONGEST_WAIT", 0.01)
 
 
 def export(built: Built, served: Served, out: Path, *more: str | Path) -> Result:
@@ -118,7 +72,7 @@ def test_key_is_in_nothing_that_is_written_or_said(built: Built, served: Served,
         assert KEY not in result.text + result.stderr
     assert not any(KEY.encode() in (content or b"") for content in snapshot(tmp_path).values())
     assert not (tmp_path / "refused").exists()
-    assert KEY not in repr(Endpoint.check(served.url, "m", 1))
+    assert KEY not in repr(Endpoint.check(served.url, "m"))
 
 
 def test_key_does_not_follow_a_redirect(built: Built, served: Served, tmp_path: Path) -> None:
@@ -145,29 +99,29 @@ def test_what_was_answered_before_a_failure_is_kept(built: Built, served: Served
 @pytest.mark.parametrize("status", [429, 500, 503])
 def test_what_passes_by_itself_is_tried_again(status: int, served: Served) -> None:
     served.answer = lambda number, body: (status, {}) if number < ATTEMPTS - 1 else said("No.")
-    endpoint = Endpoint.check(served.url, "m", 16)
-    assert endpoint.ask(endpoint.body([]), Event()) == "No."
+    endpoint = Endpoint.check(served.url, "m")
+    assert endpoint.ask(endpoint.body([], 16), Event()).text == "No."
     assert len(served.asked) == ATTEMPTS
 
 
 def test_attempts_have_an_end(served: Served) -> None:
     served.answer = lambda number, body: (500, {})
-    endpoint = Endpoint.check(served.url, "m", 16)
+    endpoint = Endpoint.check(served.url, "m")
     with pytest.raises(EndpointError, match=f"500, {ATTEMPTS} times"):
-        endpoint.ask(endpoint.body([]), Event())
+        endpoint.ask(endpoint.body([], 16), Event())
     assert len(served.asked) == ATTEMPTS
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"choices": []}', b'{"choices": [{"message": 3}]}'])
 def test_no_completion_is_no_answer(content: bytes, served: Served) -> None:
     served.answer = lambda number, body: (200, content)
-    endpoint = Endpoint.check(served.url, "m", 16)
+    endpoint = Endpoint.check(served.url, "m")
     with pytest.raises(EndpointError, match="no chat completion"):
-        endpoint.ask(endpoint.body([]), Event())
+        endpoint.ask(endpoint.body([], 16), Event())
 
 
 @pytest.mark.parametrize(
-    ("text", "finish", "learnt"),
+    ("text", "finish", "taught"),
     [
         ("<think>Hm.</think>\n\nNo.", "stop", "No."),
         ("No, beca", "length", None),
@@ -175,10 +129,10 @@ def test_no_completion_is_no_answer(content: bytes, served: Served) -> None:
         ("  ", "stop", None),
     ],
 )
-def test_what_is_learnt_of_an_answer(text: str | None, finish: str, learnt: str | None, served: Served) -> None:
+def test_what_is_learnt_of_an_answer(text: str | None, finish: str, taught: str | None, served: Served) -> None:
     served.answer = lambda number, body: said(text, finish)
-    endpoint = Endpoint.check(served.url, "m", 16)
-    assert endpoint.ask(endpoint.body([]), Event()) == learnt
+    endpoint = Endpoint.check(served.url, "m")
+    assert learnt(endpoint.ask(endpoint.body([], 16), Event())) == taught
 
 
 def test_examples_without_an_answer_are_left_out_and_counted(built: Built, served: Served, tmp_path: Path) -> None:
@@ -223,10 +177,10 @@ def test_answers_that_are_none_are_refused(built: Built, served: Served, tmp_pat
 
 
 def test_endpoint_of_no_one_is_an_error_of_its_own(served: Served) -> None:
-    endpoint = Endpoint.check("http://127.0.0.1:9/v1", "m", 16)
+    endpoint = Endpoint.check("http://127.0.0.1:9/v1", "m")
     with pytest.raises(EndpointError, match="does not answer"):
-        endpoint.ask(endpoint.body([]), Event())
+        endpoint.ask(endpoint.body([], 16), Event())
     served.answer = lambda number, body: (404, {"error": {"message": "no such model\n\x1b[31m"}})
-    endpoint = Endpoint.check(served.url, "m", 16)
-    with pytest.raises(SelectionError, match=r"404 \(no such model  \[31m\)"):
-        endpoint.ask(endpoint.body([]), Event())
+    endpoint = Endpoint.check(served.url, "m")
+    with pytest.raises(EndpointRefusedError, match=r"404 \(no such model  \[31m\)"):
+        endpoint.ask(endpoint.body([], 16), Event())

@@ -66,7 +66,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Pass], float]]
 def fake(*, over_trees: bool = True, device: str = "cpu") -> SiteCapture:
     config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(vocab_size=50_000))
     return SimpleNamespace(  # type: ignore[return-value]
-        device=torch.device(device), over_trees=over_trees, model=SimpleNamespace(config=config)
+        device=torch.device(device), over_trees=over_trees, model=SimpleNamespace(config=config), choices=()
     )
 
 

@@ -22,10 +22,16 @@ from cliffstore.schema import (
     AdapterIdentity,
     ArrayIdentity,
     CaptureDocument,
+    DirectionAblation,
+    HeadFactors,
+    HeadScaling,
+    Interventions,
     ModelIdentity,
     PassSettings,
     Receipt,
+    Steering,
     UnitError,
+    vector_text,
 )
 from cliffstore.store.objects import ObjectStore
 from cliffstore.store.probes import ProbeWeights
@@ -55,6 +61,14 @@ CAPTURE = CaptureDocument(
     dtype="bfloat16",
     passes=PASSES,
     cliffstore_version="0",
+)
+VECTOR = vector_text(np.arange(8, dtype=np.float32))
+INTERVENTIONS = Interventions.of(
+    [
+        HeadScaling(heads=[HeadFactors(layer=1, head=0, factors=[0.5])], positions="decision", keep_norm=True),
+        DirectionAblation(vector=VECTOR, sites=["mlp_out"], layers=[0, 1], origin="probe refusal"),
+        Steering(vector=VECTOR, sites=["resid_pre"], layers=[1], factor=-2.0),
+    ]
 )
 RECEIPT = Receipt(
     capture="capture-1",
@@ -104,6 +118,7 @@ def _round_trip(value: T, protocol: int) -> T:
         SPEC,
         JOB,
         CAPTURE,
+        INTERVENTIONS,
         RECEIPT,
         PassWish("tree", 512, PASSES),
         SHAPE,
