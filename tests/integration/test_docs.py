@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -46,3 +47,20 @@ def test_tutorial(tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     scene = Scene(tmp_path, {r"Qwen/Qwen3-0\.6B": tiny_model, r"max_steps=50, ": ONE_STEP})
     _run("tutorial.md", scene, monkeypatch)
     assert (tmp_path / "tuned" / "config.json").is_file()
+
+
+def test_paper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(tmp_path)
+    _run("paper.md", scene, monkeypatch)
+    truth = json.loads((tmp_path / "planted" / "truth.json").read_text())
+    said = {tuple(head) for head in scene.names["lowest"]}
+    assert said == {tuple(head) for head in truth["suppressors"]} == {(1, 2), (3, 4), (4, 2)}
+    assert truth["gates"] == [[0, 5]]
+    rows = {
+        name: [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+        for name in ("plain", "off", "control")
+    }
+    refused = {
+        name: {(row["kind"], row["response"]) for row in found} for name, found in rows.items()
+    }
+    assert refused["plain"] == refused["control"] != refused["off"]
