@@ -27,7 +27,9 @@ DATA = ("text", "yaml", "json")
 """Languages of blocks that are read, not run."""
 _PROGRAMS = ("cliffstore", "python", "ray", "export", "make", "pip", "cat")
 
-_FENCE = re.compile(r"(?:<!-- not run: (?P<reason>[^\n]+?) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
+_FENCE = re.compile(
+    r"(?:<!-- not run: (?P<reason>[^\n]+?) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S
+)
 _HEREDOC = re.compile(r"<<-? ?'?(\w+)'?")
 _CHECKED = ("ray", "make", "pip", "kubectl", "sbatch", "docker")
 
@@ -104,15 +106,19 @@ class Scene:
     names: dict[str, object] = field(default_factory=dict)
     checked: list[str] = field(default_factory=list)
 
-    def run(self, block: Block, patch: pytest.MonkeyPatch) -> list[Result]:
-        """Run a block. Fails where it does; returns what its commands printed."""
+    def run(self, block: Block, patch: pytest.MonkeyPatch, before: Callable[[str], None] | None = None) -> None:
+        """Run a block of shell lines or Python. Fails where it does. `before` is called with each command."""
         patch.chdir(self.folder)
-        patch.syspath_prepend(str(ROOT))
         if block.language == PYTHON:
+            if before is not None:
+                before("")
             code = compile(self.replaced(block.text), block.where, "exec")
             exec(code, self.names)
-            return []
-        return [self._command(command, block, patch) for command in shell_commands(block.text)]
+            return
+        for command in shell_commands(block.text):
+            if before is not None:
+                before(command)
+            self._command(command, block, patch)
 
     def replaced(self, text: str) -> str:
         for shown, there in self.stands_for.items():
@@ -130,6 +136,9 @@ class Scene:
                 return _job(module, arguments)
             case ["python", "-m", "cliffstore.schema", folder]:
                 return captured(lambda: _run_module("cliffstore.schema", [folder]))
+            case ["python", script] if script.startswith("tests/"):
+                assert (ROOT / script).is_file(), command
+                self.checked.append(command)
             case ["export", setting]:
                 name, _, value = setting.partition("=")
                 patch.setenv(name, value)
@@ -181,6 +190,3 @@ def _run_module(module: str, arguments: list[str]) -> int:
         except SystemExit as ended:
             return int(ended.code or 0)
     return 0
-
-
-Setup = Callable[[Path], None]

@@ -13,13 +13,14 @@ import pyarrow as pa
 from cliffstore.schema import DOCUMENTS, SEAL, TABLES
 
 FORMAT = Path(__file__).parents[1] / "docs" / "format.md"
+ELSEWHERE = ("generation", "generation_receipt")
+"""Documents of folders that are no store."""
 MEANINGS = {
     "alias": "user's name of the model",
     "arrays": "what is captured, a row of each",
     "attempt": "how many were made, with this one",
     "capture": "name",
     "cliffstore_version": "of what wrote it",
-    "contribution": "what the head adds to the score",
     "decision": "position of the last token before the answer",
     "digest": "",
     "dtype": "bfloat16, float16 or float32",
@@ -56,6 +57,8 @@ def documents() -> str:
     parts: list[str] = []
     shown: dict[str, str] = {}
     for name, document in DOCUMENTS.items():
+        if name in ELSEWHERE:
+            continue
         schema = document.model_json_schema()
         summary = _one_line((document.__doc__ or "").strip())
         lines = [f"**{name}**: {summary}", "", "| field | type | |", "|---|---|---|"]

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from commands import ok, write_jsonl
-from format_tables import FORMAT, written
+from format_tables import ELSEWHERE, FORMAT, written
 from numcodecs import Blosc
 from quick import quick_runs
 
@@ -118,7 +118,9 @@ class Unit:
 
 def units(store: Path) -> Iterator[tuple[dict, Unit]]:
     """Yield each plan with each of its units, in the order of places."""
-    plans = sorted((document(store, key) for key in keys(store, r"plans/[^/]+/plan\.json")), key=lambda one: one["place"])
+    plans = sorted(
+        (document(store, key) for key in keys(store, r"plans/[^/]+/plan\.json")), key=lambda one: one["place"]
+    )
     for plan in plans:
         folder = store / "plans" / plan["plan"]
         for facts in pq.read_table(folder / "units.parquet").to_pylist():
@@ -204,7 +206,7 @@ def test_every_key_is_listed_and_every_kind_of_key_is(store: Path) -> None:
     samples = {shown: re.sub(r"<(?:unit|layer)>", "1", sample) for shown, sample in samples.items()}
     kinds = {layout.kind_of(re.sub(r"<\w+>", "x", sample)) for sample in samples.values()}
     assert None not in kinds
-    assert kinds >= set(layout.KINDS) - {"generation", "generation_receipt"}  # of folders that are no store
+    assert kinds >= set(layout.KINDS) - set(ELSEWHERE)
 
 
 def test_documents_are_sealed_and_copies_equal(store: Path) -> None:
@@ -226,14 +228,13 @@ def test_plans_rows_and_their_digests(store: Path) -> None:
     manifest = document(store, "manifest.json")
     unit_rows = manifest["chunking"]["unit_rows"]
     assert (manifest["format_version"], manifest["chunking"]["chunk_rows"]) == (1, 256)
-    next_unit = next_example = 0
+    next_example = 0
     of_first: list[bytes] = []
     plans: dict[str, dict] = {}
-    for plan, unit in units(store):
+    for next_unit, (plan, unit) in enumerate(units(store)):
         plans[plan["plan"]] = plan
         facts = unit.facts
         assert (facts["unit"], facts["row_start"]) == (next_unit, next_unit * unit_rows)
-        next_unit += 1
         assert {one["row"] for one in unit.tokens} == set(
             range(facts["row_start"], facts["row_start"] + facts["n_rows"])
         )
@@ -289,7 +290,9 @@ def test_vectors(store: Path) -> None:
                 whole = array.unit(receipt["unit"])
                 rows = whole[: receipt["n_rows"]]
                 assert not whole[receipt["n_rows"] :].any()
-                assert sha256(np.ascontiguousarray(rows).tobytes()) == receipt["digests"][f"{one['site']}/{one['layer']}"]
+                assert (
+                    sha256(np.ascontiguousarray(rows).tobytes()) == receipt["digests"][f"{one['site']}/{one['layer']}"]
+                )
                 numbers = np.arange(receipt["n_rows"]) + receipt["row_start"]
                 expected = reader.vectors(one["site"], one["layer"], numbers, capture["alias"])
                 assert np.array_equal(array.float32(rows), expected)
