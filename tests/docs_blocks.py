@@ -20,6 +20,8 @@ import pytest
 from commands import Result, captured, ok
 from manifests import check_command
 
+from cliffstore.schema import main as publish
+
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SHELL, PYTHON, SQL = "sh", "python", "sql"
@@ -135,7 +137,7 @@ class Scene:
             case ["python", "-m", module, *arguments] if module.startswith("jobs."):
                 return _job(module, arguments)
             case ["python", "-m", "cliffstore.schema", folder]:
-                return captured(lambda: _run_module("cliffstore.schema", [folder]))
+                publish(folder)
             case ["python", script] if script.startswith("tests/"):
                 assert (ROOT / script).is_file(), command
                 self.checked.append(command)

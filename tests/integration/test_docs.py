@@ -55,6 +55,7 @@ def test_every_block_is_run_or_is_data() -> None:
     assert [f"{block.where}: {block.language}" for block in BLOCKS if block.language not in known] == []
     run_here = {"README.md", "cluster.md", "extending.md", "paper.md", "tutorial.md"}
     run_elsewhere = {"costs.md"}  # test_docs_facts.py
+    run_elsewhere |= {"benchmarks.md"}  # by hand: what it shows are runs of minutes
     assert {block.document for block in BLOCKS if block.language in (SHELL, PYTHON)} == run_here | run_elsewhere
 
 
@@ -149,12 +150,14 @@ class Reader:
     Attributes
     ----------
     full : store with probes, scores, cliffs and selections
+    scored : the same before anything was selected by cliff
     bare : store with activations alone
     upper : store that lacks the lower layers
     """
 
     folder: Path
     full: Path
+    scored: Path
     bare: Path
     upper: Path
 
@@ -194,32 +197,37 @@ def reader(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Reader:
     write_jsonl(folder / "more.jsonl", [{"prompt": f"Name {n} birds.", "label": 0} for n in range(2, 8)])
     for place in (folder, folder / "bucket"):
         place.mkdir(exist_ok=True)
-        pq.write_table(pa.Table.from_pylist(rows), place / "prompts.parquet")
+        pq.write_table(
+            pa.Table.from_pylist([{**dict.fromkeys(rows[-1]), **row} for row in rows]), place / "prompts.parquet"
+        )
     shutil.copytree(tiny_model, folder / "model")
     tuned(tiny_model, folder / "tuned")
     adapter(tiny_model, folder / "lora")
     save_file({"w": np.linspace(-1, 1, 32).astype(np.float32)}, folder / "direction.safetensors")
-    bare, full, upper = (folder / "stores" / name for name in ("bare", "full", "upper"))
+    full, scored, bare, upper = (folder / "stores" / name for name in ("full", "scored", "bare", "upper"))
     with quick_runs():
         ok("extract", corpus, "--model", folder / "model", "--store", upper, "--layers", "2-3")
-        ok("extract", corpus, "--model", folder / "model", "--store", bare, "--sites", "resid_post,final_norm,z")
-        shutil.copytree(bare, full)
-        ok("probe", "fit", full, "--name", "refusal", "--label", "label")
-        ok("probe", "random", full, "--like", "refusal", "--n", "2")
-        ok("score", full, "--probe", "all")
+        ok("extract", corpus, "--model", folder / "model", "--store", bare)
+        shutil.copytree(bare, scored)
+        ok("probe", "fit", scored, "--name", "refusal", "--label", "label")
+        ok("probe", "random", scored, "--like", "refusal", "--n", "2")
+        ok("score", scored, "--probe", "all")
         for probe in ("refusal", "refusal-random-0-1"):
-            ok("cliff", full, "--probe", probe)
+            ok("cliff", scored, "--probe", probe)
+        ok("select", scored, "--name", "random", "--strategy", "random", "--top", "8")
+        shutil.copytree(scored, full)
         ok("select", full, "--name", "worst", "--probe", "refusal", "--top", "8")
-        ok("select", full, "--name", "random", "--strategy", "random", "--top", "8")
-    return Reader(folder, full, bare, upper)
+    return Reader(folder, full, scored, bare, upper)
 
 
 def begin(section: str, command: str, *, is_first: bool, reader: Reader) -> None:
     """Have the store that a command of the README speaks of. Other sections begin with all there is."""
     if section == "What is computed, and what is stored":  # each is a way to begin
         reader.begin(reader.full if "--probe" in command or "--adapter" in command else None)
+    elif section == "A store grows":  # each is a way to go on
+        reader.begin(reader.upper if "--layers" in command else reader.full)
     elif is_first:
-        stores = {"A store grows": reader.upper, "Probes": reader.bare}
+        stores = {"Probes": reader.bare, "Cliffs, the choice of examples, the training set": reader.scored}
         empty = ("Five commands", "Jobs", "On a cluster", "Python")
         reader.begin(None if section in empty else stores.get(section, reader.full))
 
