@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from chat_server import serving
 from commands import ok, write_jsonl
 from conftest import corpus_rows
 from docs_blocks import DATA, DOCUMENTS, PYTHON, ROOT, SHELL, SQL, Block, Scene, blocks_of, shell_commands
@@ -30,8 +31,17 @@ MODEL = r"Qwen/Qwen3-0\.6B"
 ONE_STEP = (
     'max_steps=1, report_to="none", use_cpu=True, bf16=False, save_strategy="no", max_length=256, disable_tqdm=True, '
 )
-FEW_LAYERS = {r"\b8-20\b": "1-3", r"\b0-7\b": "0-1", r"(?<=--layer )20\b": "2", r"(?<=layer=)20\b": "2",
-              r"(?<=\(row, )20\b": "2"}  # fmt: skip
+FEW_LAYERS = {
+    r"\b8-20\b": "1-3",
+    r"\b0-7\b": "0-1",
+    r"(?<=--layer )20\b": "2",
+    r"(?<=layer=)20\b": "2",
+    r"(?<=\(row, )20\b": "2",
+    r"\b3:1,5:0\b": "3:1,2:0",
+    r"\[\[12, 3\], \[14, 0\]\]": "[[2, 3], [3, 0]]",
+    r"(?<=layers: )12\b": "2",
+    r"(?<=top: )32\b": "4",
+}
 """Layers of a model of some thirty blocks -> layers of one of four."""
 
 
@@ -194,6 +204,8 @@ def reader(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Reader:
     folder = tmp_path_factory.mktemp("readme")
     rows = [{**row, "source": "unseen" if number >= 28 else "seen"} for number, row in enumerate(corpus_rows())]
     corpus = write_jsonl(folder / "prompts.jsonl", rows)
+    asked = [{name: row[name] for name in ("id", "prompt", "label", "source")} for row in rows[-6:]]
+    write_jsonl(folder / "asked.jsonl", asked)
     write_jsonl(folder / "more.jsonl", [{"prompt": f"Name {n} birds.", "label": 0} for n in range(2, 8)])
     for place in (folder, folder / "bucket"):
         place.mkdir(exist_ok=True)
@@ -203,7 +215,8 @@ def reader(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Reader:
     shutil.copytree(tiny_model, folder / "model")
     tuned(tiny_model, folder / "tuned")
     adapter(tiny_model, folder / "lora")
-    save_file({"w": np.linspace(-1, 1, 32).astype(np.float32)}, folder / "direction.safetensors")
+    for name in ("direction", "refusal"):
+        save_file({"w": np.linspace(-1, 1, 32).astype(np.float32)}, folder / f"{name}.safetensors")
     full, scored, bare, upper = (folder / "stores" / name for name in ("full", "scored", "bare", "upper"))
     with quick_runs():
         ok("extract", corpus, "--model", folder / "model", "--store", upper, "--layers", "2-3")
@@ -217,6 +230,7 @@ def reader(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Reader:
         ok("select", scored, "--name", "random", "--strategy", "random", "--top", "8")
         shutil.copytree(scored, full)
         ok("select", full, "--name", "worst", "--probe", "refusal", "--top", "8")
+        ok("heads", "trace", full, "--probe", "refusal", "--name", "shares", "--model", folder / "model")
     return Reader(folder, full, scored, bare, upper)
 
 
@@ -227,7 +241,8 @@ def begin(section: str, command: str, *, is_first: bool, reader: Reader) -> None
     elif section == "A store grows":  # each is a way to go on
         reader.begin(reader.upper if "--layers" in command else reader.full)
     elif is_first:
-        stores = {"Probes": reader.bare, "Cliffs, the choice of examples, the training set": reader.scored}
+        chosen = ("Cliffs, the choice of examples, the training set", "Heads")  # they make what the full store has
+        stores = {"Probes": reader.bare, **dict.fromkeys(chosen, reader.scored)}
         empty = ("Five commands", "Jobs", "On a cluster", "Python")
         reader.begin(None if section in empty else stores.get(section, reader.full))
 
@@ -237,8 +252,16 @@ def readme_sections() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def readme(reader: Reader) -> Scene:
+def readme(reader: Reader) -> Iterator[Scene]:
+    with serving() as served:
+        yield readme_scene(reader, served.url)
+
+
+def readme_scene(reader: Reader, endpoint: str) -> Scene:
     stands_for = {
+        r"(?<=generate )prompts\.jsonl": "asked.jsonl --max-new-tokens 8",
+        r"http://127\.0\.0\.1:8000/v1": endpoint,
+        r"\bdemo-124\b": "r1-01",
         MODEL: str(reader.folder / "model"),
         r"(?<=--model )MODEL\b": str(reader.folder / "model"),
         "s3://bucket": str(reader.folder / "bucket"),
@@ -248,6 +271,8 @@ def readme(reader: Reader) -> Scene:
     example = reader.folder / "jobs" / "pipeline.example.yaml"
     example.parent.mkdir()
     example.write_text(scene.replaced((ROOT / "jobs" / example.name).read_text()))
+    steps = [block.text for block in BLOCKS if block.document == "README.md" and block.text.startswith("steps:\n")]
+    (reader.folder / "steps.yaml").write_text(scene.replaced("".join(steps)))
     return scene
 
 
