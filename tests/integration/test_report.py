@@ -273,7 +273,7 @@ def test_store_without_thinking_labels_or_vectors(tmp_path: Path) -> None:
 def test_heads_and_clipped_thinking(built: Built, tmp_path: Path) -> None:
     store = Path(shutil.copytree(built.store, tmp_path / "store"))
     rows = [
-        {"probe": PROBE, "layer": layer, "head": head, "contribution": (layer - 1.5) * (head + 1) / 8}
+        {"probe": PROBE, "layer": layer, "head": head, "mean": (layer - 1.5) * (head + 1) / 8}
         for layer in range(4)
         for head in range(4)
     ]
@@ -293,7 +293,7 @@ def test_heads_and_clipped_thinking(built: Built, tmp_path: Path) -> None:
     )
     assert len(page.tables["figure-heads-traced"]) == 17
     lowest = re.sub(r"\s+", " ", page.texts["heads"].partition("Lowest")[2])
-    assert lowest.strip().startswith("by contribution layerheadcontribution 03\u22120.750")
+    assert lowest.strip().startswith("by mean layerheadmean 03\u22120.750")
     further = {one["name"]: one for one in page.table["rows"]["further"]}
     assert further["kept"]["number"] is True
     assert further["kept"]["values"].count(None) == 40

@@ -13,6 +13,13 @@ MOST_ROWS = 20
 """Heads that are listed, from each end."""
 _KNOWN = ("name", "probe", "layer", "head")
 
+_FIGURES = """
+SELECT concat_ws('-', name, "group") AS name, probe, layer, head, mean, low, high, n FROM heads
+WHERE layer IS NOT NULL
+QUALIFY coalesce(to_decision, 0) = max(coalesce(to_decision, 0)) OVER (PARTITION BY name)
+ORDER BY 1, layer, head
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class HeadFacts:
@@ -34,8 +41,11 @@ class HeadFacts:
 
 
 def read_heads(catalog: Catalog) -> list[HeadFacts]:
-    """Return the tables of heads, by name; none where the store has none."""
-    table = catalog.arrow("SELECT * FROM heads ORDER BY name, layer, head")
+    """Return the tables of heads, by name; none where the store has none.
+
+    Of a table are shown single heads, at the distance nearest to the answer; each group is a table of its own.
+    """
+    table = catalog.arrow(_FIGURES)
     columns = [name for name in table.column_names if name not in _KNOWN]
     found: dict[str, list[dict[str, Any]]] = {}
     for row in table.to_pylist():
