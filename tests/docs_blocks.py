@@ -20,8 +20,6 @@ import pytest
 from commands import Result, captured, ok
 from manifests import check_command
 
-from cliffstore.schema import main as publish
-
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SHELL, PYTHON, SQL = "sh", "python", "sql"
@@ -136,8 +134,6 @@ class Scene:
                 return ok(*arguments)
             case ["python", "-m", module, *arguments] if module.startswith("jobs."):
                 return _job(module, arguments)
-            case ["python", "-m", "cliffstore.schema", folder]:
-                publish(folder)
             case ["python", script] if script.startswith("tests/"):
                 assert (ROOT / script).is_file(), command
                 self.checked.append(command)
