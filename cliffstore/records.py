@@ -138,3 +138,36 @@ class PlannedUnit:
     longest: int
     part: int
     row_group: int
+
+
+@dataclass(frozen=True, slots=True)
+class NormShape:
+    """A norm as arithmetic: y = gain·x·s + shift, s = 1 / sqrt(mean(x²) + eps), x less its mean where `centred`.
+
+    With s frozen at a token's own value it is linear, which is what shares through a norm mean.
+
+    Attributes
+    ----------
+    gain_D, shift_D : float32
+    """
+
+    gain_D: npt.NDArray[np.float32]
+    shift_D: npt.NDArray[np.float32]
+    eps: float
+    centred: bool
+
+
+@dataclass(frozen=True, slots=True)
+class HeadOutput:
+    """How the heads of a layer write: attn_out = sum over heads of z·W_O + bias, behind a norm in some architectures.
+
+    Attributes
+    ----------
+    weight_HWD : W_O by head, float32: head, width of a head, width of the residual stream
+    bias_D : float32
+    norm : what attention's output goes through before it is added (Gemma 2 and 3, OLMo 2); None for nothing
+    """
+
+    weight_HWD: npt.NDArray[np.float32]
+    bias_D: npt.NDArray[np.float32]
+    norm: NormShape | None

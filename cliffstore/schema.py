@@ -475,6 +475,33 @@ class GenerationReceipt(Document):
     finish: dict[str, int] = Field(description="rows by how they ended: stop, length, thinking")
 
 
+class HeadsDocument(Document):
+    """`heads/<name>.json`, beside `heads/<name>.parquet`: what was measured of heads, on what, and how."""
+
+    name: str
+    kind: Literal["direct", "knockout"]
+    probe: str
+    probe_digest: str
+    capture: str = Field(description="of the probe")
+    site: str = Field(description="what the probe reads")
+    layer: int
+    source: Literal["z", "model"] = Field(description="stored z, or the model itself")
+    where: str | None
+    group_by: str | None = None
+    positions: str = Field(description="direct: distances from the decision; knockout: template, all or decision")
+    ablation: Literal["zero", "mean"] | None = Field(default=None, description="what replaces z; null for direct")
+    frozen: list[str] = Field(default_factory=list, description="norms frozen at the token's own scale")
+    heads: list[str] | None = Field(default=None, description="layer:head of a shortlist; null for all heads")
+    controls: int = Field(default=0, description="random sets, layer-matched, beside the shortlist as a set")
+    resamples: int
+    level: float
+    seed: int
+    examples: int
+    score: float = Field(description="mean score at the decision, or over all positions measured")
+    digest: str = Field(description="sha256 of the table's bytes")
+    cliffstore_version: str
+
+
 DOCUMENTS: dict[str, type[Document]] = {
     "manifest": Manifest,
     "place": PlanPlace,
@@ -488,6 +515,7 @@ DOCUMENTS: dict[str, type[Document]] = {
     "selection": SelectionDocument,
     "generation": GenerationDocument,
     "generation_receipt": GenerationReceipt,
+    "heads": HeadsDocument,
 }
 
 _DICTIONARY = pa.dictionary(pa.int32(), pa.string())
@@ -565,10 +593,26 @@ CLIFFS = _schema(
 
 HEADS = _schema(
     ("probe", pa.string()),
+    ("kind", pa.string()),
     ("layer", pa.int32()),
     ("head", pa.int32()),
-    ("contribution", pa.float64()),
+    ("heads", pa.string()),
+    ("positions", pa.string()),
+    ("ablation", pa.string()),
+    ("to_decision", pa.int32()),
+    ("group", pa.string()),
+    ("n", pa.int64()),
+    ("mean", pa.float64()),
+    ("low", pa.float64()),
+    ("high", pa.float64()),
+    ("control_mean", pa.float64()),
+    ("control_low", pa.float64()),
+    ("control_high", pa.float64()),
+    ("n_controls", pa.int32()),
 )
+"""`kind` direct: `mean` is what the head adds to the score at `to_decision`. knockout: it is the score with `heads`
+ablated less the score as it is, at the decision. Of several heads ablated together, layer and head are null. Controls
+are layer-matched sets of as many heads: of one head, the others of its layer, where they were measured."""
 
 SELECTIONS = _schema(
     ("rank", pa.int32()),

@@ -85,7 +85,7 @@ def mean_curves(catalog: Catalog, probes: Sequence[str], settings: CurveSettings
     ConfigError
         There are too many groups, or scores to hold.
     """
-    examples_E, groups, number_E = _grouped(catalog, settings)
+    examples_E, groups, number_E = grouped_examples(catalog, settings.group_by, settings.where)
     parts: list[pa.Table] = []
     for probe in dict.fromkeys(probes):
         found = align(catalog.reader, probe, examples_E, settings.distances, all_tokens=settings.all_tokens)
@@ -104,19 +104,22 @@ def mean_curves(catalog: Catalog, probes: Sequence[str], settings: CurveSettings
     return pa.concat_tables(parts)
 
 
-def _grouped(
-    catalog: Catalog, settings: CurveSettings
+def grouped_examples(
+    catalog: Catalog, by: str | None, where: str | None
 ) -> tuple[npt.NDArray[np.int64], list[str | None], npt.NDArray[np.int64]]:
-    """Return examples by ordinal, the values of their groups in order, and which of these each example has."""
-    group_by = f"CAST(({settings.group_by}) AS VARCHAR)" if settings.group_by else "CAST(NULL AS VARCHAR)"
-    condition = f"WHERE ({settings.where})" if settings.where else ""
+    """Return examples by ordinal, the values of their groups in order, and which of these each example has.
+
+    Parameters
+    ----------
+    by, where : SQL expression and condition over examples
+    """
+    group_by = f"CAST(({by}) AS VARCHAR)" if by else "CAST(NULL AS VARCHAR)"
+    condition = f"WHERE ({where})" if where else ""
     table = catalog.arrow(f'SELECT e.example, {group_by} AS "group" FROM examples e {condition} ORDER BY e.example')
     coded = table["group"].combine_chunks().dictionary_encode(null_encoding="encode")
     values = coded.dictionary.to_pylist()
     if len(values) > _MOST_GROUPS:
-        raise ConfigError(
-            f"--group-by {settings.group_by} has {len(values):,} values: at most {_MOST_GROUPS:,} are drawn"
-        )
+        raise ConfigError(f"--group-by {by} has {len(values):,} values: at most {_MOST_GROUPS:,} are drawn")
     order = sorted(range(len(values)), key=lambda at: (values[at] is None, values[at] or ""))
     number = np.empty(len(values), dtype=np.int64)
     number[order] = np.arange(len(values))

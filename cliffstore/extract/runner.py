@@ -57,6 +57,11 @@ class PassRunner:
         self._checked = False
         self._most_tokens: int | None = None
 
+    @property
+    def capture(self) -> SiteCapture:
+        """The model that passes run on."""
+        return self._capture
+
     def stop(self) -> None:
         """Make running and later calls of `run` end at the next pass."""
         self._stop.set()

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from cliffstore.errors import ExtractionError
+from cliffstore.model.branches import BranchAttention, StemAttention
 
 if TYPE_CHECKING:
     import torch
@@ -114,11 +115,11 @@ class PassAttention:
         )
 
 
-_CURRENT: ContextVar[PassAttention] = ContextVar("pass")
+_CURRENT: ContextVar[PassAttention | BranchAttention | StemAttention] = ContextVar("pass")
 
 
 @contextmanager
-def attending(current: PassAttention) -> Iterator[None]:
+def attending(current: PassAttention | BranchAttention | StemAttention) -> Iterator[None]:
     """Make `current` the pass that the attention function serves."""
     token = _CURRENT.set(current)
     try:
@@ -176,6 +177,10 @@ def attend(
         raise ExtractionError(f"attention of {type(module).__name__} asks for {sorted(unknown) or 'its own mask'}")
     current = _CURRENT.get()
     layer = int(module.layer_idx)
+    scale = scaling if scaling is not None else query_BHTD.shape[-1] ** -0.5
+    if isinstance(current, BranchAttention | StemAttention):
+        new = (query_BHTD, key_BHTD, value_BHTD)
+        return current.answer(layer, *new, scale, sliding_window, softcap, s_aux).transpose(1, 2).contiguous(), None
     current.windows[layer] = sliding_window
     if layer in current.past:
         key_BHTD, value_BHTD = (
@@ -187,7 +192,6 @@ def attend(
     bad_BT = None
     if current.isolate:
         key_BHTD, value_BHTD, bad_BT = _isolate(current, key_BHTD, value_BHTD, sliding_window)
-    scale = scaling if scaling is not None else query_BHTD.shape[-1] ** -0.5
     if current.flex and current.ends_S is not None and s_aux is None:
         found = _flex(current, query_BHTD, key_BHTD, value_BHTD, scale, sliding_window, softcap)
     else:

@@ -8,13 +8,13 @@ last block and is a site of its own; its layer is the last block's index.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from cliffstore.config import parse_ranges
 from cliffstore.errors import ExtractionError, ModelError
-from cliffstore.model.tracing import Parts, dissect, received_hidden, returned_hidden, same_value, trace
+from cliffstore.model.tracing import Call, Parts, dissect, received_hidden, returned_hidden, same_value, trace
 from cliffstore.records import ATTN_OUT, FINAL_NORM, MLP_OUT, RESID_MID, RESID_POST, RESID_PRE, SITES, Z
 from cliffstore.schema import ArrayIdentity, ModelIdentity
 
@@ -101,7 +101,7 @@ def hook_points(
     ModelError
         A block has no such site, or z is of another shape than its array.
     """
-    parts = _parts(model, sites, sorted({array.layer for array in arrays if array.site in _INSIDE}))
+    parts = parts_of(model, sites, sorted({array.layer for array in arrays if array.site in _INSIDE}))
     points: dict[str, HookPoint] = {}
     for array in arrays:
         name = f"{array.site}/{array.layer}"
@@ -149,7 +149,7 @@ def output_projection(model: PreTrainedModel, sites: ModelSites, layer: int, n_h
     ModelError
         The block has no z.
     """
-    return _point_inside(model, _parts(model, sites, [layer])[layer], Z, layer, n_heads).module
+    return _point_inside(model, parts_of(model, sites, [layer])[layer], Z, layer, n_heads).module
 
 
 def parse_layers(text: str, n_layers: int) -> list[int]:
@@ -211,7 +211,7 @@ def _final_norm_point(model: PreTrainedModel, sites: ModelSites) -> HookPoint:
     return HookPoint(norm, "output")
 
 
-def _parts(model: PreTrainedModel, sites: ModelSites, layers: Sequence[int]) -> dict[int, Parts]:
+def parts_of(model: PreTrainedModel, sites: ModelSites, layers: Sequence[int]) -> dict[int, Parts]:
     """Find the parts of the blocks of `layers`, all in one sample forward."""
     if not layers:
         return {}
@@ -220,7 +220,14 @@ def _parts(model: PreTrainedModel, sites: ModelSites, layers: Sequence[int]) -> 
         for layer in layers
         for name, module in sites.blocks[layer].named_modules()
     }
-    calls = trace(model, modules)
+    parts = _dissected(model, trace(model, modules), layers)
+    silent = [layer for layer in layers if parts[layer].attention is None]
+    if silent:  # an MLP may have nothing to say to six tokens
+        parts |= _dissected(model, trace(model, modules, drawn=True), silent)
+    return parts
+
+
+def _dissected(model: PreTrainedModel, calls: Mapping[str, Call], layers: Sequence[int]) -> dict[int, Parts]:
     parts: dict[int, Parts] = {}
     for layer in layers:
         block = calls.get(str(layer))

@@ -99,8 +99,13 @@ def same_value(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
     return torch.equal(one, other)
 
 
-def trace(model: PreTrainedModel, modules: Mapping[str, nn.Module]) -> dict[str, Call]:
-    """Run the sample forward. Return the calls of those named modules that are called exactly once."""
+def trace(model: PreTrainedModel, modules: Mapping[str, nn.Module], *, drawn: bool = False) -> dict[str, Call]:
+    """Run the sample forward. Return the calls of those named modules that are called exactly once.
+
+    Parameters
+    ----------
+    drawn : give random vectors in the place of embeddings, for blocks of which a part is silent on the tokens
+    """
     import torch
 
     clock = count()
@@ -121,7 +126,7 @@ def trace(model: PreTrainedModel, modules: Mapping[str, nn.Module]) -> dict[str,
     token = TRACING.set(True)
     try:
         with torch.inference_mode():
-            model(input_ids=_sample(model), use_cache=False)
+            model(**_sample(model, drawn=drawn), use_cache=False)
     finally:
         TRACING.reset(token)
         for handle in handles:
@@ -252,10 +257,14 @@ def _copied(value: object) -> tuple[torch.Tensor | None, bool]:
     return None, False
 
 
-def _sample(model: PreTrainedModel) -> torch.Tensor:
-    """Return distinct random token ids [B, T], the same each time."""
+def _sample(model: PreTrainedModel, *, drawn: bool) -> dict[str, torch.Tensor]:
+    """Return distinct random token ids [B, T], or vectors [B, T, D] as large as embeddings; the same each time."""
     import torch
 
     weight = model.get_input_embeddings().weight
-    ids = torch.randperm(weight.shape[0], generator=torch.Generator().manual_seed(0))
-    return ids[: _SEQUENCES * _TOKENS].view(_SEQUENCES, _TOKENS).to(weight.device)
+    random = torch.Generator().manual_seed(0)
+    if drawn:
+        vectors_BTD = torch.randn(_SEQUENCES, _TOKENS, weight.shape[1], generator=random) * weight.float().std().cpu()
+        return {"inputs_embeds": vectors_BTD.to(weight.device, weight.dtype)}
+    ids = torch.randperm(weight.shape[0], generator=random)
+    return {"input_ids": ids[: _SEQUENCES * _TOKENS].view(_SEQUENCES, _TOKENS).to(weight.device)}

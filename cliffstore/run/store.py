@@ -18,6 +18,7 @@ from cliffstore.publish.refusals import read_phrases
 from cliffstore.publish.selection import SelectionReport, select_examples, told
 from cliffstore.run.clipping import ClipReport, KeptFigures, clip_corpus, clip_figures
 from cliffstore.run.directions import write_direction
+from cliffstore.run.heads_store import StoreHeads
 from cliffstore.run.lent_probes import lend
 from cliffstore.run.origins import Origins
 from cliffstore.run.plotting import StorePlots
@@ -30,7 +31,7 @@ from cliffstore.settings import read_config
 from cliffstore.store.probes import read_probe
 
 
-class Store(StorePlots, StoreReports):
+class Store(StorePlots, StoreReports, StoreHeads):
     """A store to query and to build on.
 
     Parameters

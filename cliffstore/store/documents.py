@@ -19,6 +19,7 @@ from cliffstore.schema import (
     Document,
     GenerationDocument,
     GenerationReceipt,
+    HeadsDocument,
     Manifest,
     PlanDocument,
     PlanPlace,
@@ -56,6 +57,8 @@ def key_of(document: Document) -> str:
             return layout.probe_document(document.name)
         case CliffsDocument():
             return layout.cliffs_document(document.probe)
+        case HeadsDocument():
+            return layout.heads_document(document.name)
         case SelectionDocument():
             return layout.selection_document(document.name)
         case GenerationDocument():
@@ -128,7 +131,7 @@ def keep_copy(objects: ObjectStore, key: str) -> None:
 
 def keep_copies(objects: ObjectStore) -> None:
     """Copy whatever was left without a copy by a run that ended early."""
-    folders = (layout.PLANS, layout.CAPTURES, layout.PROBES, layout.CLIFFS, layout.SELECTIONS)
+    folders = (layout.PLANS, layout.CAPTURES, layout.PROBES, layout.CLIFFS, layout.HEADS, layout.SELECTIONS)
     keys = [layout.MANIFEST, *(key for folder in folders for key in objects.list(folder))]
     copied = set(objects.list(layout.COPIES))
     for key in keys:

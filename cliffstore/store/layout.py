@@ -41,6 +41,7 @@ KINDS: dict[str, str] = {
     "scores": r"scores/[^/]+/unit-\d+\.parquet",
     "cliffs": r"cliffs/[^/]+\.json",
     "cliffs_table": r"cliffs/[^/]+\.parquet",
+    "heads": r"heads/[^/]+\.json",
     "heads_table": r"heads/[^/]+\.parquet",
     "selection": r"selections/[^/]+\.json",
     "selection_table": r"selections/[^/]+\.parquet",
@@ -49,7 +50,7 @@ KINDS: dict[str, str] = {
 }
 """Every kind of object that a store holds, and its keys; those first of which there are most. JSON documents are called
 as in `schema.DOCUMENTS`."""
-COPIED = ("manifest", "place", "plan", "capture", "probe", "weights", "cliffs", "selection")
+COPIED = ("manifest", "place", "plan", "capture", "probe", "weights", "cliffs", "heads", "selection")
 """Kinds from which nothing else could be made again: their bytes are kept a second time below `copies/`."""
 
 _KINDS = {kind: re.compile(pattern) for kind, pattern in KINDS.items()}
@@ -152,6 +153,14 @@ def cliffs_table(probe: str) -> str:
 
 def cliffs_document(probe: str) -> str:
     return f"{CLIFFS}/{probe}.json"
+
+
+def heads_table(name: str) -> str:
+    return f"{HEADS}/{name}.parquet"
+
+
+def heads_document(name: str) -> str:
+    return f"{HEADS}/{name}.json"
 
 
 def selection_table(name: str) -> str:

@@ -1,14 +1,22 @@
-"""What was made of vectors: scores, cliffs and selections, each table against its document."""
+"""What was made of vectors: scores, cliffs, figures of heads and selections, each table against its document."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cliffstore.schema import CliffsDocument, Document, ProbeDocument, ScoreReceipt, SelectionDocument
+from cliffstore.schema import (
+    CliffsDocument,
+    Document,
+    HeadsDocument,
+    ProbeDocument,
+    ScoreReceipt,
+    SelectionDocument,
+)
 from cliffstore.store import documents, layout
 from cliffstore.store.checks.findings import Action, Finding, Kind
 from cliffstore.store.checks.inventory import Inventory
@@ -96,6 +104,17 @@ def check_selections(inventory: Inventory) -> list[Finding]:
     return _pairs(inventory, SelectionDocument, "selection", layout.selection_table, Action.SELECT, owner)
 
 
+def check_heads(inventory: Inventory) -> list[Finding]:
+    """Check every table of figures of heads. Making one again takes a model: the user is told, nothing is repaired."""
+
+    def owner(document: HeadsDocument) -> Finding | None:
+        return None  # figures outlive their probe: they say which weights they were made with
+
+    findings = _pairs(inventory, HeadsDocument, "heads", layout.heads_table, Action.NONE, owner)
+    again = "measure it again with `cliffstore heads trace` or `heads ablate`, and `--replace`"
+    return [replace(finding, problem=f"{finding.problem}: {again}", target="") for finding in findings]
+
+
 def _probe_of(
     inventory: Inventory, document: Document, probe: str, digest: str, action: Action, target: str
 ) -> Finding | None:
@@ -110,7 +129,7 @@ def _probe_of(
 
 def _pairs(
     inventory: Inventory,
-    kind: type[CliffsDocument] | type[SelectionDocument],
+    kind: type[CliffsDocument] | type[HeadsDocument] | type[SelectionDocument],
     name: str,
     table_of: Callable[[str], str],
     action: Action,
@@ -140,5 +159,7 @@ def _without_document(key: str, action: Action) -> Finding:
     own = layout.stem(key)
     if action is Action.RANK:
         return Finding(key, Kind.ORPHAN, f"has no {layout.cliffs_document(own)}", action, own)
+    if layout.kind_of(key) == "heads_table":
+        return Finding(key, Kind.ORPHAN, f"has no {layout.heads_document(own)}")
     problem = f"has no {layout.selection_document(own)}: choose it again with `cliffstore select --replace`"
     return Finding(key, Kind.ORPHAN, problem)

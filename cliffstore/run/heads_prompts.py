@@ -1,0 +1,107 @@
+"""Which examples heads are measured on, and what of their tokens: read from the plan, unit by unit.
+
+Tokens are those of the plan, stored or not: a model can be run on any example that is planned.
+
+Legend: E examples, T tokens of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from cliffstore.analyze.curves import grouped_examples
+from cliffstore.errors import ConfigError
+from cliffstore.records import Segment
+from cliffstore.store.catalog import Catalog
+from cliffstore.store.reader import StoreReader
+
+Ablated = Literal["template", "all", "decision"]
+ABLATED: tuple[Ablated, ...] = ("template", "all", "decision")
+_TEMPLATE = (Segment.HEADER, Segment.THINK_OPEN, Segment.THINK_CLOSE)
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """Examples, ascending, and the group of each."""
+
+    examples_E: npt.NDArray[np.int64]
+    groups: Sequence[str | None]
+    group_E: npt.NDArray[np.int64]
+
+    def of(self, examples_U: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the group of some of the examples."""
+        return self.group_E[np.searchsorted(self.examples_E, examples_U)]
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleTokens:
+    """The tokens of one example.
+
+    Attributes
+    ----------
+    token_ids_T : int32
+    to_decision_T : int64
+    rows_T : int64, -1 where a position is not stored
+    template_T : whether the template wrote it between the thinking (or the prompt) and the answer, or before
+    """
+
+    example: int
+    token_ids_T: npt.NDArray[np.int32]
+    to_decision_T: npt.NDArray[np.int64]
+    rows_T: npt.NDArray[np.int64]
+    template_T: npt.NDArray[np.bool_]
+
+    @property
+    def decision(self) -> int:
+        """The decision position."""
+        return int(np.flatnonzero(self.to_decision_T == 0)[0])
+
+    def first_ablated(self, positions: Ablated) -> int:
+        """Return the first position that is ablated; all from there to the decision are."""
+        if positions == "all":
+            return 0
+        if positions == "decision":
+            return self.decision
+        others = np.flatnonzero(~self.template_T[: self.decision + 1])
+        return min(int(others[-1]) + 1 if len(others) else 0, self.decision)
+
+
+def choose_examples(catalog: Catalog, where: str | None, group_by: str | None) -> Chosen:
+    """Return the examples that a condition leaves. Raises `ConfigError` where it leaves none."""
+    chosen = Chosen(*grouped_examples(catalog, group_by, where))
+    if not len(chosen.examples_E):
+        raise ConfigError(f"no example is left{f' where {where}' if where else ''}: choose others with --where")
+    return chosen
+
+
+def read_units(reader: StoreReader, chosen: Chosen) -> Iterator[list[ExampleTokens]]:
+    """Yield the chosen examples of each unit, in order."""
+    columns = ["example", "token_id", "segment", "to_decision", "row"]
+    for unit in reader.plan_tables.units:
+        tokens = reader.plan_tables.tokens(unit, columns)
+        ordinals = tokens["example"].to_numpy()
+        starts = np.concatenate([[0], np.flatnonzero(np.diff(ordinals)) + 1, [len(ordinals)]])
+        wanted = np.isin(ordinals[starts[:-1]], chosen.examples_E)
+        if not wanted.any():
+            continue
+        token_ids = tokens["token_id"].to_numpy().astype(np.int32)
+        to_decision = tokens["to_decision"].to_numpy().astype(np.int64)
+        rows = tokens["row"].combine_chunks().fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+        template = np.isin(np.array(tokens["segment"].to_pylist()), [str(one) for one in _TEMPLATE])
+        yield [
+            ExampleTokens(
+                int(ordinals[first]),
+                token_ids[first:last],
+                to_decision[first:last],
+                rows[first:last],
+                template[first:last],
+            )
+            for (first, last), is_wanted in zip(pairwise(starts), wanted, strict=True)
+            if is_wanted
+        ]

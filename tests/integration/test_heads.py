@@ -1,0 +1,192 @@
+"""Tracing and switching off heads in a store of a model whose mechanism is known, and of a random one."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import ok, run_cli
+from integration.conftest import Built
+from quick import quick_runs
+from told import Told
+
+from cliffstore import Store
+from cliffstore.model.planted import Planted, PlantSettings, plant
+from cliffstore.run.stages import extract
+from cliffstore.store.objects import ObjectStore
+
+SETTINGS = (
+    PlantSettings(seed=0, suppressors=3),
+    PlantSettings(seed=1, suppressors=1, layers=4, heads=6),
+    PlantSettings(seed=2, suppressors=5, layers=8),
+)
+EXAMPLES = 8
+LAST_TOKENS = 4
+
+
+@dataclass(frozen=True)
+class Case:
+    """A planted model, and a store of its corpus with z and the probe."""
+
+    planted: Planted
+    folder: Path
+    store: Path
+
+    @property
+    def model(self) -> str:
+        return str(self.folder)
+
+
+@pytest.fixture(scope="module", params=SETTINGS, ids=lambda one: f"seed{one.seed}-k{one.suppressors}-l{one.layers}")
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    planted = plant(request.param)
+    place = tmp_path_factory.mktemp("planted")
+    folder, store = place / "model", place / "store"
+    planted.save(folder, examples=EXAMPLES)
+    with quick_runs():
+        extract(str(folder / "corpus.jsonl"), model=str(folder), store=str(store), sites="z,resid_post", yes=True)
+    with Store(str(store), reporter=Told()) as opened:
+        truth = planted.truth
+        opened.import_probe("refusal", truth.w_D, layer=truth.layer, bias=float(truth.b))
+    return Case(planted, folder, store)
+
+
+def _prompts(case: Case) -> list[list[int]]:
+    """The tokens of each example up to its decision, by ordinal."""
+    with Store(str(case.store), reporter=Told()) as opened:
+        rows = opened.sql(
+            "SELECT example, list(token_id ORDER BY position) FROM tokens WHERE to_decision <= 0 GROUP BY 1 ORDER BY 1"
+        ).fetchall()
+    return [tokens for _, tokens in rows]
+
+
+def _means(case: Case, name: str, distance: int = 0) -> dict[tuple[int, int], float]:
+    with Store(str(case.store), reporter=Told()) as opened:
+        rows = opened.sql(
+            "SELECT layer, head, mean FROM heads WHERE name = $1 AND to_decision = $2 AND layer IS NOT NULL",
+            [name, distance],
+        ).fetchall()
+    return {(layer, head): mean for layer, head, mean in rows}
+
+
+@pytest.mark.parametrize("source", ["z", "model"])
+def test_tracing_finds_the_planted_heads_and_equals_the_closed_form(case: Case, source: str) -> None:
+    truth, prompts = case.planted.truth, _prompts(case)
+    with Store(str(case.store), reporter=Told()) as opened:
+        report = opened.trace_heads(
+            "refusal", name=f"d-{source}", source=source, model=case.model, positions=f"-{LAST_TOKENS - 1}..0",
+            resamples=50,
+        )  # fmt: skip
+    assert report.examples == EXAMPLES
+    assert report.layers == tuple(range(truth.layer + 1))
+    for distance in range(1 - LAST_TOKENS, 1):
+        expected = np.mean([truth.contributions(ids)[:, :, len(ids) - 1 + distance] for ids in prompts], axis=0)
+        found = _means(case, f"d-{source}", distance)
+        assert len(found) == (truth.layer + 1) * case.planted.settings.heads
+        assert max(abs(value - expected[head]) for head, value in found.items()) <= 1e-5
+    most_negative = sorted(found, key=found.__getitem__)[: len(truth.suppressors)]
+    assert set(most_negative) == set(truth.suppressors)
+    assert max(abs(found[gate]) for gate in truth.gates) < 1e-5  # what direct attribution cannot see
+    assert report.score == pytest.approx(np.mean([truth.scores(ids)[-1] for ids in prompts]), abs=1e-4)
+
+
+@pytest.mark.parametrize("positions", ["template", "all", "decision"])
+def test_knock_outs_match_the_closed_form_and_find_the_gate(case: Case, positions: str) -> None:
+    truth, prompts = case.planted.truth, _prompts(case)
+    with Store(str(case.store), reporter=Told()) as opened:
+        report = opened.ablate_heads(
+            "refusal", name=f"k-{positions}", positions=positions, model=case.model, resamples=50
+        )
+    assert report.shared
+    found = _means(case, f"k-{positions}")
+    assert len(found) == report.heads == (truth.layer + 1) * case.planted.settings.heads
+    if positions == "all":
+        as_it_is = [truth.scores(ids)[-1] for ids in prompts]
+        for head, effect in found.items():
+            without = [truth.scores(ids, {head: 0.0})[-1] for ids in prompts]
+            assert effect == pytest.approx(np.mean(np.subtract(without, as_it_is)), abs=1e-4), head
+    for head in truth.suppressors:
+        assert found[head] > 0.01
+    others = [abs(found[head]) for head in (*truth.decoys, *truth.idle) if head in found]
+    assert min(found[gate] for gate in truth.gates) > 10 * max(others)
+
+
+def test_a_shortlist_is_measured_as_a_set_beside_random_sets(case: Case) -> None:
+    truth, store = case.planted.truth, str(case.store)
+    k = len(truth.suppressors)
+    common = ["--probe", "refusal", "--model", case.folder, "--resamples", "20", "--replace"]
+    ok("heads", "trace", store, *common)
+    made = ok(
+        "heads", "ablate", store, *common, "--name", "set", "--shortlist", k, "--ablation", "mean", "--controls", "6",
+        "--json",
+    ).json  # fmt: skip
+    assert made["heads"] == k
+    assert made["set_effect"] > made["control_effects"][2]
+    rows = made["figures"]
+    together = [row for row in rows if row["n_controls"]]
+    assert [row["n_controls"] for row in together] == [6]
+    assert set(together[0]["heads"].split(",")) == {f"{layer}:{head}" for layer, head in truth.suppressors}
+    shown = ok("heads", "show", store, "set").text
+    assert "without each head" in shown
+    assert together[0]["heads"] in shown
+
+
+def test_figures_by_group_and_condition(case: Case) -> None:
+    with Store(str(case.store), reporter=Told()) as opened:
+        opened.trace_heads(
+            "refusal", name="grouped", group_by="kind", where="kind <> 'benign'", model=case.model, resamples=0,
+            replace=True,
+        )  # fmt: skip
+        document, table = opened.heads("grouped")
+        kinds = {row[0] for row in opened.sql("SELECT DISTINCT kind FROM examples WHERE kind <> 'benign'").fetchall()}
+        whole = opened.sql(
+            "SELECT sum(n * mean) / sum(n) FROM heads WHERE name = 'grouped' AND layer = $1 AND head = $2",
+            list(case.planted.truth.suppressors[0]),
+        ).fetchone()
+    assert set(table["group"].to_pylist()) == kinds
+    assert table["low"].null_count == table.num_rows
+    assert document.where == "kind <> 'benign'"
+    assert whole is not None
+    assert whole[0] < -0.01
+
+
+def test_mistakes_are_one_line_and_nothing_is_written(built: Built, tmp_path: Path) -> None:
+    store = str(shutil.copytree(built.store, tmp_path / "store"))
+    for arguments, message in (
+        (["trace", "--probe", "none"], "has no probe 'none'"),
+        (["trace", "--probe", "refusal", "--from", "cache"], "choose z or model"),
+        (["trace", "--probe", "refusal", "--positions", "near"], "write a range of distances"),
+        (["trace", "--probe", "refusal", "--where", "label = 'x'"], "no example is left"),
+        (["trace", "--probe", "refusal"], "say where it is with --model"),
+        (["ablate", "--probe", "refusal", "--heads", "3.1"], "write layer:head"),
+        (["ablate", "--probe", "refusal", "--heads", "9:9"], "cannot change what probe"),
+        (["ablate", "--probe", "refusal", "--shortlist", "3"], "has no figures of heads 'refusal-direct'"),
+        (["ablate", "--probe", "refusal", "--positions", "some"], "choose one of template, all, decision"),
+        (["show", "none"], "has no figures of heads 'none'"),
+    ):
+        given = [arguments[0], store, *arguments[1:]]
+        result = run_cli("heads", *given)
+        assert result.code == 2, result.stderr
+        assert message in result.stderr
+        assert result.stderr.strip().count("\n") == 0, result.stderr
+    assert not ObjectStore(store).list("heads")
+
+
+def test_figures_are_kept_sealed_and_damage_is_told(built: Built, tmp_path: Path) -> None:
+    store = str(shutil.copytree(built.store, tmp_path / "store"))
+    command = ["heads", "trace", store, "--probe", "refusal", "--model", built.model, "--resamples", "20"]
+    printed = ok(*command).text
+    assert "layer" in printed
+    again = run_cli(*command)
+    assert again.code == 2
+    assert "--replace" in again.stderr
+    assert ok("verify", store).code == 0
+    table = Path(store) / "heads" / "refusal-direct.parquet"
+    table.write_bytes(table.read_bytes()[:-9] + b"x" * 9)
+    result = run_cli("verify", store)
+    assert result.code == 1
+    assert "heads/refusal-direct.parquet" in result.text + result.stderr
+    assert "heads trace" in result.text + result.stderr
