@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from cliffstore.config import ExtractConfig
     from cliffstore.errors import CliffstoreError, UserError
     from cliffstore.run.generating import GenerateReport, generate
+    from cliffstore.run.judging import JudgeReport, judge
     from cliffstore.run.planting import plant_folder
     from cliffstore.run.stages import ExtractReport, extract
     from cliffstore.run.store import Store
@@ -31,10 +32,12 @@ _HOMES = {
     "ExtractConfig": "cliffstore.config",
     "ExtractReport": "cliffstore.run.stages",
     "GenerateReport": "cliffstore.run.generating",
+    "JudgeReport": "cliffstore.run.judging",
     "QueryLimits": "cliffstore.store.session",
     "Store": "cliffstore.run.store",
     "extract": "cliffstore.run.stages",
     "generate": "cliffstore.run.generating",
+    "judge": "cliffstore.run.judging",
     "plant_folder": "cliffstore.run.planting",
 }
 
@@ -46,12 +49,14 @@ __all__ = [
     "ExtractConfig",
     "ExtractReport",
     "GenerateReport",
+    "JudgeReport",
     "QueryLimits",
     "Store",
     "UserError",
     "__version__",
     "extract",
     "generate",
+    "judge",
     "plant_folder",
 ]
 

@@ -25,6 +25,7 @@ from cliffstore.cli import (
     generation,
     heads,
     inspection,
+    judging,
     pictures,
     pipeline,
     probes,
@@ -59,6 +60,7 @@ for module in (
     heads,
     publication,
     report,
+    judging,
     pipeline,
 ):
     module.add_to(app)

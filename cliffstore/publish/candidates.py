@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from cliffstore.errors import ProbeError, QueryError, SelectionError
 from cliffstore.publish.choice import rank
 from cliffstore.publish.criteria import Quota, SelectionSettings, Strategy, parse_dedupe, parse_quota, parse_strategy
-from cliffstore.publish.refusals import LOOKED_AT, PHRASES, Refusals
+from cliffstore.publish.refusals import LOOKED_AT, THINKING_ENDS, Refusals, answer_in
 from cliffstore.schema import CliffsDocument, ProbeDocument
 from cliffstore.store import documents, layout
 from cliffstore.store.catalog import Catalog
@@ -89,8 +89,9 @@ def read_candidates(catalog: Catalog, settings: SelectionSettings, probe: str | 
         return left
 
     if strategy.kind == "rules":
-        table = keep("without_response", pc.greater(pc.utf8_length(table["response"]), 0))
-        refusals = Refusals(PHRASES if settings.phrases is None else settings.phrases)
+        answered = [bool(response and answer_in(response)) for response in table["response"].to_pylist()]
+        table = keep("without_response", pa.chunked_array([pa.array(answered, pa.bool_())]))
+        refusals = Refusals(settings.phrases)
         refused = [refusals.matches(response) for response in table["response"].to_pylist()]
         table = keep("refusal", pa.chunked_array([pa.array([not one for one in refused], pa.bool_())]))
     if strategy.kind in ("random", "rules"):
@@ -139,7 +140,7 @@ def _statement(settings: SelectionSettings, strategy: Strategy, quotas: list[Quo
         value = _VALUES[strategy.kind]
     wanted = ["e.example", "e.id", f"CAST({value} AS DOUBLE) AS value"]
     if strategy.kind == "rules":
-        wanted.append(f"e.response[:{LOOKED_AT}] AS response")
+        wanted.append(f"trim(regexp_replace(e.response, '{THINKING_ENDS}', ''))[:{LOOKED_AT}] AS response")
     if settings.min_plateau is not None:
         wanted.append("c.plateau")
     if any(parse_dedupe(one).kind == "prompt" for one in settings.dedupe):

@@ -79,7 +79,7 @@ class SelectionSettings:
     seed : of `random` and `rules`
     probe : may be None where no cliffs and no activations are asked for
     where : SQL condition over examples (`e`) and cliffs (`c`)
-    phrases : what refusals begin with; None for `refusals.PHRASES`
+    phrases : what refusals begin with; None for the built-in wordings
     min_plateau : a logit; examples below it, or without a plateau, are no candidates
     quotas, dedupe : as `parse_quota` and `parse_dedupe` read them
     """

@@ -8,12 +8,12 @@ it asks for nothing that it holds, and gives the same bytes. What was answered b
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from threading import Event
 
-from cliffstore.errors import SelectionError
+from cliffstore.errors import EndpointRefusedError, SelectionError
 from cliffstore.publish.completions import Completion, Endpoint
 from cliffstore.publish.formats import CONVERSATION, Row, conversation
 from cliffstore.publish.targets import TemplateTarget
@@ -21,6 +21,8 @@ from cliffstore.store.objects import ObjectStore
 
 ANSWERS = "answers.jsonl"
 AT_A_TIME = 8
+_OF_ONE_REQUEST = (400, 413, 422)
+"""What a server answers to a request that is too long for it, or that it will not take otherwise."""
 
 
 class AnswerBook:
@@ -43,15 +45,14 @@ class AnswerBook:
                 entry = json.loads(line)
                 self._answers[str(entry["request"])] = None if entry["answer"] is None else str(entry["answer"])
         except (ValueError, KeyError, TypeError):
-            raise SelectionError(
-                f"{objects.path(name)} is no file of answers: remove it, or name another with --target-answers"
-            ) from None
+            raise SelectionError(f"{objects.path(name)} is no file of answers: remove it, or name another") from None
 
     def __contains__(self, request: str) -> bool:
         return request in self._answers
 
-    def __getitem__(self, request: str) -> str | None:
-        return self._answers[request]
+    def get(self, request: str) -> str | None:
+        """Return the answer to a request; None also where it was not asked."""
+        return self._answers.get(request)
 
     def __setitem__(self, request: str, answer: str | None) -> None:
         self._changed |= request not in self._answers
@@ -83,21 +84,7 @@ class EndpointTarget:
         """Return an answer for each row. What was answered is kept, also where one fails. Errors as for
         `Endpoint.ask`."""
         bodies = [self.endpoint.body(self._turns(row), self.max_tokens) for row in rows]
-        digests = [self.endpoint.digest(body) for body in bodies]
-        unknown = {digest: body for digest, body in zip(digests, bodies, strict=True) if digest not in self.book}
-        pool, stop = ThreadPoolExecutor(AT_A_TIME, "endpoint"), Event()
-        asked = {pool.submit(self.endpoint.ask, body, stop): digest for digest, body in unknown.items()}
-        try:
-            for future in as_completed(asked):
-                self.book[asked[future]] = learnt(future.result())
-        finally:
-            stop.set()
-            pool.shutdown(cancel_futures=True)
-            for future, digest in asked.items():
-                if not future.cancelled() and future.exception() is None:
-                    self.book[digest] = learnt(future.result())
-            self.book.save()
-        return [self.book[digest] for digest in digests]
+        return ask_all(self.endpoint, self.book, bodies)
 
     def _turns(self, row: Row) -> list[dict[str, str]]:
         return conversation(row) if self.template is None else [{"role": "user", "content": self.template.render(row)}]
@@ -105,6 +92,48 @@ class EndpointTarget:
     def __str__(self) -> str:
         asked = "" if self.template is None else f" when asked {self.template}"
         return f"what {self.endpoint.model} at {self.endpoint.url} answers{asked}"
+
+
+def ask_all(
+    endpoint: Endpoint,
+    book: AnswerBook,
+    bodies: Sequence[Mapping[str, object]],
+    at_a_time: int = AT_A_TIME,
+    refused: dict[str, str] | None = None,
+) -> list[str | None]:
+    """Return the answer to each request, from the book where it has it. What is answered is kept, also where one fails.
+
+    Parameters
+    ----------
+    at_a_time : requests that the endpoint has at once
+    refused : filled with what the endpoint says of requests that it will not take for what they hold, by digest; such
+        are not kept. Without it the first of them is an error.
+
+    Raises
+    ------
+    EndpointError, EndpointRefusedError
+        As for `Endpoint.ask`.
+    """
+    digests = [endpoint.digest(body) for body in bodies]
+    unknown = {digest: body for digest, body in zip(digests, bodies, strict=True) if digest not in book}
+    pool, stop = ThreadPoolExecutor(at_a_time, "endpoint"), Event()
+    asked = {pool.submit(endpoint.ask, body, stop): digest for digest, body in unknown.items()}
+    try:
+        for future in as_completed(asked):
+            try:
+                book[asked[future]] = learnt(future.result())
+            except EndpointRefusedError as error:
+                if refused is None or error.status not in _OF_ONE_REQUEST:
+                    raise
+                refused[asked[future]] = str(error)
+    finally:
+        stop.set()
+        pool.shutdown(cancel_futures=True)
+        for future, digest in asked.items():
+            if not future.cancelled() and future.exception() is None:
+                book[digest] = learnt(future.result())
+        book.save()
+    return [book.get(digest) for digest in digests]
 
 
 def learnt(completion: Completion) -> str | None:

@@ -94,9 +94,6 @@ class TemplateTarget:
         SelectionError
             The file cannot be read, or is no template.
         """
-        from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
         try:
             with Path(path).open("rb") as file:
                 content = file.read(_LARGEST_TEMPLATE + 1)
@@ -107,16 +104,24 @@ class TemplateTarget:
             raise SelectionError(f"template {path} is not text in UTF-8") from None
         if len(content) > _LARGEST_TEMPLATE:
             raise SelectionError(f"template {path} is larger than {_LARGEST_TEMPLATE:,} bytes")
+        return cls.of_text(text, Path(path).name, f"template {path}")
+
+    @classmethod
+    def of_text(cls, text: str, name: str, where: str) -> TemplateTarget:
+        """Return the template that a text is. Raises `SelectionError` where it is none; `where` says which."""
+        from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
         environment = ImmutableSandboxedEnvironment(
             undefined=StrictUndefined, autoescape=False, finalize=lambda value: "" if value is None else value
         )
         try:
             template = environment.from_string(text)
         except TemplateSyntaxError as error:
-            raise SelectionError(f"template {path}, line {error.lineno}: {error.message}") from None
+            raise SelectionError(f"{where}, line {error.lineno}: {error.message}") from None
         except TemplateError as error:
-            raise SelectionError(f"template {path}: {error.message}") from None
-        return cls(template, Path(path).name, hashlib.sha256(content).hexdigest())
+            raise SelectionError(f"{where}: {error.message}") from None
+        return cls(template, name, hashlib.sha256(text.encode()).hexdigest())
 
     def of(self, rows: Sequence[Row], texts: Sequence[str | None]) -> list[str | None]:
         return [self.render(row) for row in rows]

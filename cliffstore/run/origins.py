@@ -85,6 +85,11 @@ def source_of_probe(probe: ProbeDocument, origins: Origins, reporter: Reporter) 
     return _find(probe.model, probe.dtype, f"probe {probe.name}", origins, reporter).source
 
 
+def source_of(capture: CaptureDocument, origins: Origins, reporter: Reporter) -> ModelSource:
+    """Return the model of a capture. Raises `ModelError` where it is not found."""
+    return _find(capture.model, capture.dtype, f"capture {capture.capture}", origins, reporter).source
+
+
 def tables_again(reader: StoreReader, plan: PlanDocument, origins: Origins, reporter: Reporter) -> Planned:
     """Make the tables of a plan a second time, in a local folder, from the corpus that it was made of.
 

@@ -16,6 +16,7 @@ from cliffstore.publish.criteria import SelectionSettings
 from cliffstore.publish.export import ExportReport, export_selection
 from cliffstore.publish.refusals import read_phrases
 from cliffstore.publish.selection import SelectionReport, select_examples, told
+from cliffstore.run.attention_by_segment import StoreAttention
 from cliffstore.run.clipping import ClipReport, KeptFigures, clip_corpus, clip_figures
 from cliffstore.run.directions import write_direction
 from cliffstore.run.heads_store import StoreHeads
@@ -31,7 +32,7 @@ from cliffstore.settings import read_config
 from cliffstore.store.probes import read_probe
 
 
-class Store(StorePlots, StoreReports, StoreHeads):
+class Store(StorePlots, StoreReports, StoreHeads, StoreAttention):
     """A store to query and to build on.
 
     Parameters
