@@ -92,5 +92,5 @@ def _next_commands(place: Path, layer: int) -> tuple[str, ...]:
         f"cliffstore probe import {store} {probe} --name planted --layer {layer}",
         f"cliffstore score {store} --probe planted",
         f"cliffstore cliff {store} --probe planted",
-        f"cliffstore probe fit {store} --name fitted --where \"kind <> 'jailbroken'\"",
+        f"cliffstore probe fit {store} --name fitted --kind mean_difference --where \"kind <> 'jailbroken'\"",
     )

@@ -18,6 +18,7 @@ from cliffstore.model.planted import Planted, PlantSettings, plant
 
 SETTINGS = PlantSettings(seed=6, layers=5, heads=6, suppressors=4)
 EXAMPLES = 90
+SITES = "resid_pre,resid_mid,resid_post,attn_out,mlp_out,z"
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def store(folder: Path) -> Iterator[Store]:
     url = folder.parent / "store"
     truth = json.loads((folder / "truth.json").read_text(encoding="utf-8"))
     with quick_runs():
-        ok("extract", folder / "corpus.jsonl", "--model", folder, "--store", url, "--sites", "resid_post,z")
+        ok("extract", folder / "corpus.jsonl", "--model", folder, "--store", url, "--sites", SITES)
         ok("probe", "import", url, folder / "probe.safetensors", "--name", "planted", "--layer", str(truth["layer"]))
         ok("score", url, "--probe", "planted")
         ok("cliff", url, "--probe", "planted")
@@ -105,27 +106,34 @@ def test_stored_z_gives_the_contributions_of_the_closed_form(store: Store, plant
     truth = planted.truth
     w_D = truth.w_D.astype(np.float64)
     tokens = store.sql(
-        "SELECT token_id, row, kind FROM tokens JOIN examples USING (example) WHERE example = 2 ORDER BY position"
+        "SELECT token_id, row FROM tokens JOIN examples USING (example) WHERE id = 'planted-6-00002' ORDER BY position"
     ).fetchall()
-    assert tokens[0][2] == "jailbroken"
-    expected_LHT = truth.contributions([token for token, *_ in tokens])
+    expected_LHT = truth.contributions([token for token, _ in tokens])
+    assert min(expected_LHT[head][-1] for head in truth.suppressors) < -1  # a jailbroken prompt, its answer included
     for layer in range(truth.layer + 1):
-        z_THC = store.vectors("z", layer, np.array([row for _, row, _ in tokens])).reshape(len(tokens), 6, -1)
+        z_THC = store.vectors("z", layer, np.array([row for _, row in tokens])).reshape(len(tokens), 6, -1)
         w_o_DHC = planted.model.model.layers[layer].self_attn.o_proj.weight.double().numpy().reshape(len(w_D), 6, -1)
         found_HT = np.einsum("thc,dhc,d->ht", z_THC.astype(np.float64), w_o_DHC, w_D)
         assert np.abs(found_HT - expected_LHT[layer]).max() < 1e-5
 
 
-@pytest.mark.parametrize(("kind", "least"), [("logistic", 0.9), ("mean_difference", 0.99)])
-def test_a_fitted_probe_finds_the_direction(store: Store, planted: Planted, kind: str, least: float) -> None:
-    layer = planted.truth.layer
+# at the decision the model has little noise, and much that differs with the class besides the direction: the difference
+# of means is not misled by that, a regression on standardised vectors is, and finds the direction over thinking
+@pytest.mark.parametrize(
+    ("kind", "positions", "least"),
+    [("mean_difference", "decision", 0.97), ("mean_difference", "think", 0.99), ("logistic", "think", 0.85)],
+)
+def test_a_fitted_probe_finds_the_direction(
+    store: Store, planted: Planted, tmp_path: Path, kind: str, positions: str, least: float
+) -> None:
+    layer = str(planted.truth.layer)
     document = store.fit_probe(
-        f"fitted-{kind}", kind=kind, layers=str(layer), where="kind <> 'jailbroken'", replace=True
+        "fitted", kind=kind, positions=positions, layers=layer, where="kind <> 'jailbroken'", replace=True
     )
     assert document.chosen is not None
     assert document.chosen.auroc == 1
-    path = Path(store.url).parent / f"{kind}.safetensors"
-    store.export_probe(f"fitted-{kind}", str(path))
+    path = tmp_path / "probe.safetensors"
+    store.export_probe("fitted", str(path))
     w_D = load_file(path)["w"]
     assert w_D @ planted.truth.w_D / np.linalg.norm(w_D) > least
 
