@@ -2,10 +2,13 @@
 
     steps:
       - kind: scale_heads          # factor 0 ... 2
-        heads: [[12, 3], [14, 0]]  # [layer, head] or [layer, head, factor]
+        heads: [[12, 3], [14, 0]]  # [layer, head] or [layer, head, factor], or the text "12:3,14:0"
         factor: 0
         positions: template
         keep_norm: true
+      - kind: scale_heads          # or those that hold the score down most, by `cliffstore heads trace` or `ablate`
+        table: traced
+        top: 32
       - kind: scale_channels       # one factor a channel
         file: scales.safetensors   # an array for each head, called L12H3
       - kind: ablate
@@ -28,10 +31,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from cliffstore.plan.choices import parse_choice
 from cliffstore.records import ATTN_OUT, MLP_OUT, RESID_PRE
+from cliffstore.run.heads_results import parse_heads
 from cliffstore.settings import Settings, read_config
 
 ScaleFactor = Annotated[float, Field(ge=0, le=2)]
@@ -48,14 +52,30 @@ class _StepConfig(Settings):
         return parse_choice(value)
 
 
+def _pairs(value: object) -> object:
+    return [list(head) for head in parse_heads(value)] if isinstance(value, str) else value
+
+
 class ScaleHeadsConfig(_StepConfig):
     """Scales whole heads."""
 
     kind: Literal["scale_heads"]
-    heads: tuple[tuple[int, int] | tuple[int, int, ScaleFactor], ...] = Field(
-        min_length=1, description="[layer, head] or [layer, head, factor]"
+    heads: Annotated[tuple[tuple[int, int] | tuple[int, int, ScaleFactor], ...], BeforeValidator(_pairs)] = Field(
+        default=(), description="[layer, head] or [layer, head, factor], or text such as 12:3,14:0"
+    )
+    table: str | None = Field(default=None, description="figures of heads in the store, in the place of a list")
+    top: int | None = Field(
+        default=None, ge=1, description="how many of the table, those that hold the score down most"
     )
     factor: ScaleFactor = Field(default=0.0, description="of heads that have none of their own")
+
+    @model_validator(mode="after")
+    def _heads_are_chosen_once(self) -> ScaleHeadsConfig:
+        if bool(self.heads) == (self.table is not None):
+            raise ValueError("list heads, or name a table of heads with top: one of the two")
+        if (self.table is None) != (self.top is None):
+            raise ValueError("table and top go together: which figures of heads, and how many of them")
+        return self
 
 
 class ScaleChannelsConfig(_StepConfig):

@@ -22,6 +22,7 @@ from cliffstore.model.steps import AnyStep, ModelShape, check_fit
 from cliffstore.records import FINAL_NORM, PlannedUnit
 from cliffstore.run.captures import CaptureDraft, choose_dtype
 from cliffstore.run.directions import is_file, read_arrays, read_direction
+from cliffstore.run.heads_results import read_heads
 from cliffstore.run.intervention_files import (
     AblateConfig,
     InterventionConfig,
@@ -35,12 +36,14 @@ from cliffstore.schema import (
     DirectionAblation,
     HeadFactors,
     HeadScaling,
+    HeadsDocument,
     Interventions,
     ModelIdentity,
     Steering,
     model_key,
     vector_text,
 )
+from cliffstore.store.objects import ObjectStore
 
 Notice = Callable[[str], None]
 _HEAD = re.compile(r"L([0-9]{1,5})H([0-9]{1,5})")
@@ -81,7 +84,7 @@ def resolve(
     steps: list[AnyStep] = []
     for step in wish.steps:
         if isinstance(step, ScaleHeadsConfig):
-            steps.append(_heads(step))
+            steps.append(_heads(step, store, options))
         elif isinstance(step, ScaleChannelsConfig):
             steps.append(_channels(step, options))
         else:
@@ -124,6 +127,25 @@ def check_shared_rows(
             split_examples(tokens(unit).select(COLUMNS), interventions.choices)
 
 
+def suppressors(document: HeadsDocument, table: pa.Table, top: int) -> list[tuple[int, int]]:
+    """Return the heads that hold a score down most: the most negative shares, or the largest gains when knocked out.
+
+    Raises
+    ------
+    ConfigError
+        The table has not so many heads.
+    """
+    sign = -1.0 if document.kind == "direct" else 1.0
+    held: dict[tuple[int, int], float] = {}
+    for row in table.select(["layer", "head", "n", "mean"]).to_pylist():
+        if row["layer"] is not None and row["head"] is not None:
+            head = (row["layer"], row["head"])
+            held[head] = held.get(head, 0.0) + sign * row["n"] * row["mean"]
+    if len(held) < top:
+        raise ConfigError(f"heads {document.name!r} has figures of {len(held)} heads, not of {top}")
+    return sorted(held, key=lambda head: (-held[head], head))[:top]
+
+
 class _Directions:
     """Looks directions up and says what is odd about them."""
 
@@ -147,10 +169,13 @@ class _Directions:
         return weights.w_D, f"probe {document.name}"
 
 
-def _heads(step: ScaleHeadsConfig) -> HeadScaling:
+def _heads(step: ScaleHeadsConfig, store: str, options: Mapping[str, object]) -> HeadScaling:
+    chosen: Sequence[tuple[int, int] | tuple[int, int, float]] = step.heads
+    if step.table is not None and step.top is not None:
+        chosen = suppressors(*read_heads(ObjectStore(store, options), step.table), step.top)
     heads = [
         HeadFactors(layer=one[0], head=one[1], factors=[one[2] if len(one) == 3 else step.factor])
-        for one in sorted(step.heads)
+        for one in sorted(chosen)
     ]
     return HeadScaling(heads=heads, positions=step.positions, keep_norm=step.keep_norm)
 

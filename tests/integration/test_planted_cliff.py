@@ -13,6 +13,10 @@ from commands import ok, run_cli
 from quick import quick_runs
 
 from cliffstore.model.planted import CORPUS, PROBE, PlantedTruth, PlantSettings, plant
+from cliffstore.run.heads_results import read_heads
+from cliffstore.run.interventions import suppressors
+from cliffstore.store.objects import ObjectStore
+from cliffstore.store.probes import read_probe
 
 PROBED = "planted"
 
@@ -106,6 +110,25 @@ def worst_from_closed_form(case: Case, probe: str, off: tuple[tuple[int, int], .
 
 def _decision(rows: list[dict[str, object]]) -> int:
     return next(place for place, row in enumerate(rows) if row["to_decision"] == 0)
+
+
+def test_heads_of_a_table_are_those_that_were_traced(case: Case) -> None:
+    """`table` and `top` in the place of a list: the suppressors, by knock-out and by direct attribution."""
+    heads = case.truth.suppressors
+    ok("heads", "trace", case.store, "--probe", PROBED, "--name", "traced", "--model", case.folder / "model",
+       "--where", "kind = 'jailbroken'")  # fmt: skip
+    objects = ObjectStore(str(case.store))
+    assert sorted(suppressors(*read_heads(objects, "traced"), len(heads))) == sorted(heads)
+    file = case.folder / "table.yaml"
+    file.write_text(f"steps:\n- {{kind: scale_heads, table: traced, top: {len(heads)}, positions: template}}\n")
+    ok("extract", "--model", case.folder / "model", "--store", case.store, "--probe", PROBED, "--intervene", file,
+       "--model-alias", "by-table")  # fmt: skip
+    document, _ = read_probe(objects, f"{PROBED}.by-table")
+    (step,) = document.interventions.steps
+    assert [(one.layer, one.head, one.factors) for one in step.heads] == [(*head, [0.0]) for head in sorted(heads)]
+    assert max(map(abs, case.cliffs(f"{PROBED}.by-table")["jailbroken"])) < 0.05 * min(
+        case.cliffs(PROBED)["jailbroken"]
+    )
 
 
 def test_heads_of_other_roles(case: Case) -> None:

@@ -23,7 +23,7 @@ def pass_over(rows: list[int]) -> Pass:
     n = len(rows)
     zeros = np.zeros((1, n), dtype=np.int64)
     rows_N = np.array(rows, dtype=np.int64)
-    return Pass(zeros, zeros, np.array([n]), np.arange(n), rows_N, np.zeros(n, dtype=np.int64), None, None, 0, 1)
+    return Pass(zeros, zeros, np.array([n]), np.arange(n), rows_N, np.zeros(n, dtype=np.int64), None, None, zeros, 0, 1)
 
 
 def vectors(spec: ArraySpec, rows: list[int], sign: int = 1) -> torch.Tensor:
