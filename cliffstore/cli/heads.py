@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cliffstore.cli import heads_attention, heads_tracing
+from cliffstore.cli import heads_attention, heads_experiment, heads_tracing
 from cliffstore.cli.output import Json, print_json, print_lines
 
 _PLANTED = """Write a small hand-built model whose mechanism is known, with its corpus, probe and truth.
@@ -23,6 +23,7 @@ def add_to(app: typer.Typer) -> None:
     group.command(name="planted", help=_PLANTED)(planted)
     heads_tracing.add_to(group)
     heads_attention.add_to(group)
+    heads_experiment.add_to(group)
     # A group of one command would be that command, without a name.
     group.callback()(_group)
     app.add_typer(group, name="heads")
