@@ -10,24 +10,20 @@ Cost: a forward pass over all examples for every condition; those that write tex
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 
 import pyarrow as pa
 
-from cliffstore import __version__
 from cliffstore.config import check_name
 from cliffstore.corpus.template import Renderer, tokenizer_digest
-from cliffstore.errors import ConfigError, DamagedStoreError, StoreError
+from cliffstore.errors import ConfigError
 from cliffstore.model.identity import ModelSource
 from cliffstore.model.loader import load_tokenizer
 from cliffstore.run.experiment_conditions import (
     conditions_of,
-    digest_of,
-    for_thinking,
     interventions_of,
     negative_heads,
 )
@@ -42,7 +38,6 @@ from cliffstore.run.experiment_examples import (
 )
 from cliffstore.run.experiment_settings import (
     BENIGN,
-    CHOSEN,
     FIXED,
     HARMFUL,
     REGENERATED,
@@ -52,13 +47,14 @@ from cliffstore.run.experiment_settings import (
     Thinking,
 )
 from cliffstore.run.experiment_table import PIECE, Found, rows_of
-from cliffstore.run.heads_results import read_heads, spell_heads
+from cliffstore.run.experiment_work import Work, facts_of, write
+from cliffstore.run.heads_results import read_heads
 from cliffstore.run.heads_trace import TraceSettings, passes_of, trace_heads
 from cliffstore.run.openers import check_apart, first_tokens
 from cliffstore.run.origins import Origins, source_of_probe
 from cliffstore.run.progress import Piece, Reporter
 from cliffstore.run.tokenizers import check_tokens
-from cliffstore.schema import EXPERIMENTS, ExperimentDocument, HeadsDocument, ProbeDocument
+from cliffstore.schema import ExperimentDocument, HeadsDocument, ProbeDocument
 from cliffstore.store import documents, layout, tables
 from cliffstore.store.catalog import Catalog
 from cliffstore.store.objects import ObjectStore
@@ -89,8 +85,8 @@ def run_experiment(
     negative = negative_heads(table)
     identity = source.identity
     conditions = conditions_of(negative, identity.n_layers, identity.n_heads, settings, reporter.notice)
-    facts = _facts(probe, source, chosen, settings, openers, lines)
-    work = _Work(catalog, settings, conditions, ways, facts, reporter)
+    facts = facts_of(probe, source, chosen, settings, openers, lines)
+    work = Work(catalog, settings, conditions, ways, facts)
     begun = time.monotonic()
     if held is not None and held.inputs == work.digest:
         reporter.stage(f"experiment: {settings.name} is there already, with the same settings on the same examples")
@@ -105,75 +101,15 @@ def run_experiment(
     if pending:
         _tell(work, len(pending), chosen, settings, openers, reporter)
         without = without_thinking(catalog, lines, renderer) if REGENERATED in ways else lines
-        _measure(work, pending, lines, without, probe, weights, source, renderer, openers, origins)
+        _measure(work, pending, lines, without, probe, weights, source, renderer, openers, origins, reporter)
     found = work.found()
     parts = {HARMFUL: chosen.harmful, BENIGN: chosen.benign}
     rows = rows_of(found, parts, settings)
-    new = _write(objects, rows, settings, work, probe, document, chosen, openers, source, ways, lines)
+    new = write(rows, settings, work, probe, document, chosen, openers, source, ways, lines)
     report = ExperimentReport(
         settings.name, new.model_dump(), rows, len(work.all), len(pending), round(time.monotonic() - begun, 3)
     )
     return report, found, chosen
-
-
-@dataclass(slots=True)
-class _Work:
-    """All conditions and their pieces."""
-
-    catalog: Catalog
-    settings: ExperimentSettings
-    conditions: Sequence[Condition]
-    ways: Sequence[Thinking]
-    facts: Mapping[str, object]
-    reporter: Reporter
-
-    @property
-    def all(self) -> list[tuple[Thinking, Condition]]:
-        return [(way, one) for way in self.ways for one in for_thinking(self.conditions, way)]
-
-    @property
-    def digest(self) -> str:
-        settings = self.settings
-        bears = {"resamples": settings.resamples, "level": settings.level, "seed": settings.seed}
-        named = [(way, one.kind, one.share, one.number, self.key_of(way, one)) for way, one in self.all]
-        return digest_of({**bears, "conditions": named})
-
-    def key_of(self, way: Thinking, condition: Condition) -> str:
-        """Return the key of a piece: a digest of all that bears on what is in it."""
-        changes = interventions_of(condition, self.settings)
-        bears = {
-            **self.facts,
-            "thinking": way,
-            "interventions": None if changes is None else changes.digest,
-            "generates": condition.generates,
-        }
-        return layout.experiment_piece(self.settings.name, digest_of(bears)[:32])
-
-    def pending(self) -> list[tuple[Thinking, Condition]]:
-        """Return what has no piece yet."""
-        there = set(self.catalog.reader.objects.list(layout.experiment_pieces(self.settings.name)))
-        return [(way, one) for way, one in self.all if self.key_of(way, one) not in there]
-
-    def found(self) -> list[Found]:
-        """Return what all pieces say. A damaged one is removed, and told."""
-        objects, found = self.catalog.reader.objects, []
-        for way, one in self.all:
-            key = self.key_of(way, one)
-            try:
-                table = tables.read(objects, key).cast(PIECE)
-            except DamagedStoreError as error:
-                objects.delete(key)
-                raise StoreError(f"{key} {error.problem} and is removed: run again, with --replace") from None
-            found.append(Found(way, one, table))
-        return found
-
-    def settle(self) -> dict[str, str]:
-        """Remove pieces of other settings; return the digest of the bytes of each that stays, by its name."""
-        objects = self.catalog.reader.objects
-        own = {self.key_of(way, one) for way, one in self.all}
-        for key in set(objects.list(layout.experiment_pieces(self.settings.name))) - own:
-            objects.delete(key)
-        return {layout.stem(key): hashlib.sha256(objects.get(key)).hexdigest() for key in sorted(own)}
 
 
 def _held(objects: ObjectStore, settings: ExperimentSettings) -> ExperimentDocument | None:
@@ -254,31 +190,8 @@ def _trace(
     return read_heads(objects, name)
 
 
-def _facts(
-    probe: ProbeDocument,
-    source: ModelSource,
-    chosen: ChosenExamples,
-    settings: ExperimentSettings,
-    openers: Sequence[Mapping[str, int]],
-    lines: Sequence[ExampleLine],
-) -> dict[str, object]:
-    """Return what bears on every piece."""
-    identity = source.identity
-    return {
-        "probe": probe.digest,
-        "model": [identity.weights_digest or identity.revision, identity.config_digest, probe.dtype],
-        "adapter": identity.adapter.digest if identity.adapter is not None else None,
-        "examples": chosen.measured,
-        "openers": [sorted(set(one.values())) for one in openers],
-        "text": digest_of([line.answer_N.tolist() for line in lines]),
-        "new_tokens": settings.new_tokens,
-        "thinking_tokens": settings.thinking_tokens,
-        "batch_size": settings.batch_size,
-    }
-
-
 def _tell(
-    work: _Work,
+    work: Work,
     n_pending: int,
     chosen: ChosenExamples,
     settings: ExperimentSettings,
@@ -304,7 +217,7 @@ def _tell(
 
 
 def _measure(
-    work: _Work,
+    work: Work,
     pending: Sequence[tuple[Thinking, Condition]],
     lines: Sequence[ExampleLine],
     without: Sequence[ExampleLine],
@@ -314,6 +227,7 @@ def _measure(
     renderer: Renderer,
     openers: Sequence[Mapping[str, int]],
     origins: Origins,
+    reporter: Reporter,
 ) -> None:
     """Write the pieces that are missing."""
     from cliffstore.run.experiment_model import ExperimentModel
@@ -324,14 +238,14 @@ def _measure(
         products=passes_of(reader, probe).products, refusing=sorted(set(openers[0].values())),
         complying=sorted(set(openers[1].values())),
     )  # fmt: skip
-    with _progress(work.reporter, len(pending) * len(lines)):
+    with _progress(reporter, len(pending) * len(lines)):
         for way, condition in pending:
             model.change(interventions_of(condition, work.settings))
             measured = model.measure(
                 without if way == REGENERATED else lines,
                 way,
                 generates=condition.generates,
-                advance=lambda n: work.reporter.advance(Piece(noun="examples", count=n)),
+                advance=lambda n: reporter.advance(Piece(noun="examples", count=n)),
             )
             table = pa.Table.from_pylist([asdict(one) for one in measured], schema=PIECE)
             reader.objects.put(work.key_of(way, condition), tables.encode(table, {"condition": condition.title}))
@@ -344,61 +258,3 @@ def _progress(reporter: Reporter, total: int) -> Iterator[None]:
         yield
     finally:
         reporter.end()
-
-
-def _write(
-    objects: ObjectStore,
-    rows: list[dict],
-    settings: ExperimentSettings,
-    work: _Work,
-    probe: ProbeDocument,
-    trace: HeadsDocument,
-    chosen: ChosenExamples,
-    openers: Sequence[Mapping[str, int]],
-    source: ModelSource,
-    ways: Sequence[Thinking],
-    lines: Sequence[ExampleLine],
-) -> ExperimentDocument:
-    """Write table, then document."""
-    name = settings.name
-    documents.delete(objects, layout.experiment_document(name))
-    provenance = {"name": name, "probe": probe.name, "probe_digest": probe.digest, "trace": trace.name}
-    digest = tables.write(objects, layout.experiment_table(name), pa.Table.from_pylist(rows, schema=EXPERIMENTS),
-                          provenance)  # fmt: skip
-    has_text = any(len(line.answer_N) for line in lines)
-    document = ExperimentDocument(
-        name=name,
-        inputs=work.digest,
-        probe=probe.name,
-        probe_digest=probe.digest,
-        model=source.identity,
-        dtype=probe.dtype,
-        trace=trace.name,
-        trace_digest=trace.digest,
-        harmful_where=settings.harmful_where,
-        benign_where=settings.benign_where,
-        traced=len(chosen.traced) if settings.trace is None else trace.examples,
-        harmful=len(chosen.harmful),
-        benign=len(chosen.benign),
-        thinking=list(ways),
-        positions=settings.positions,
-        scale=settings.scale,
-        keep_norm=settings.keep_norm,
-        heads={f"{one.share:g}": spell_heads(one.heads).split(",") for one in work.conditions if one.kind == CHOSEN},
-        n_heads=source.identity.n_layers * source.identity.n_heads,
-        random=settings.random,
-        random_generated=min(settings.random_generate, settings.random),
-        refusal_openers=dict(openers[0]),
-        compliance_openers=dict(openers[1]),
-        benign_text=settings.benign_text if has_text else None,
-        new_tokens=settings.new_tokens,
-        thinking_tokens=settings.thinking_tokens,
-        resamples=settings.resamples,
-        level=settings.level,
-        seed=settings.seed,
-        pieces=work.settle(),
-        digest=digest,
-        cliffstore_version=__version__,
-    )
-    documents.put(objects, document)
-    return document
