@@ -117,6 +117,7 @@ def _figures(
     link = np.exp if measure == PERPLEXITY else None
     figure = bootstrap.figure(own, link)
     row: dict[str, object] = {"n": figure.n, "value": figure.value, "low": figure.low, "high": figure.high}
+    row |= dict.fromkeys(("change", "change_low", "change_high"))
     if measure == REFUSED:
         rate = wilson(int(np.nansum(own.sum_E)), figure.n, settings.level)
         row |= {"low": rate.low, "high": rate.high}

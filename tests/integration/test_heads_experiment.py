@@ -168,7 +168,8 @@ def test_the_command_prints_a_table_and_writes_files(case: Case, tmp_path: Path)
     store = shutil.copytree(case.store, tmp_path / "store")
     command = ["heads", "experiment", store, "--probe", "refusal", "--model", case.folder,
                "--harmful-where", JAILBROKEN, "--shares", f"{case.share}", "--random", "2", "--random-generate", "0",
-               "--new-tokens", "16", "--thinking", "fixed", "--positions", "template,response", "--limit", "4"]  # fmt: skip
+               "--new-tokens", "16", "--thinking", "fixed", "--positions", "template,response",
+               "--limit", "4"]  # fmt: skip
     shown = ok(*command, "-o", tmp_path / "out")
     assert "100.0%" in shown.text
     assert "2 random" in shown.text
