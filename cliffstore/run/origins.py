@@ -80,14 +80,14 @@ def scoring_of(objects: ObjectStore, probe: ProbeDocument, origins: Origins, rep
     return _config(objects, found, origins, probe.dtype, probe.alias).model_copy(update={"probe": (probe.name,)})
 
 
-def source_of_probe(probe: ProbeDocument, origins: Origins, reporter: Reporter) -> ModelSource:
-    """Return the model that a probe is of. Errors as `extraction_of`."""
-    return _find(probe.model, probe.dtype, f"probe {probe.name}", origins, reporter).source
-
-
 def source_of(capture: CaptureDocument, origins: Origins, reporter: Reporter) -> ModelSource:
     """Return the model of a capture. Raises `ModelError` where it is not found."""
     return _find(capture.model, capture.dtype, f"capture {capture.capture}", origins, reporter).source
+
+
+def source_of_probe(probe: ProbeDocument, origins: Origins, reporter: Reporter) -> ModelSource:
+    """Return the model that a probe is of. Errors as `extraction_of`."""
+    return _find(probe.model, probe.dtype, f"probe {probe.name}", origins, reporter).source
 
 
 def tables_again(reader: StoreReader, plan: PlanDocument, origins: Origins, reporter: Reporter) -> Planned:

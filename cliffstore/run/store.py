@@ -33,7 +33,7 @@ from cliffstore.settings import read_config
 from cliffstore.store.probes import read_probe
 
 
-class Store(StorePlots, StoreReports, StoreHeads, StoreAttention, StoreExperiments):
+class Store(StoreAttention, StoreExperiments, StoreHeads, StorePlots, StoreReports):
     """A store to query and to build on.
 
     Parameters

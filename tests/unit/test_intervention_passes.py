@@ -52,7 +52,6 @@ WISHES["all together"] = Interventions.of(list(STEPS.values()))
 
 KINDS: dict[str, Callable[[list[UnitExample]], list[Passes]]] = {
     "tree, small passes": lambda unit: plan_passes(unit, "tree", 8),
-    "tree, one pass": lambda unit: plan_passes(unit, "tree", 1_000),
     "padded": lambda unit: plan_passes(unit, "padded", 48),
     "padded, long ones in pieces": lambda unit: plan_passes(unit, "padded", 20),
     "padded, as loaded": lambda unit: plan_passes(unit, "padded", 48, chunk=False),

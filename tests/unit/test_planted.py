@@ -17,9 +17,10 @@ from cliffstore.corpus.drafts import LocatedRow
 from cliffstore.corpus.template import Renderer
 from cliffstore.errors import ConfigError
 from cliffstore.model.planted import Planted, PlantSettings, plant
+from cliffstore.model.sites import locate, output_projection
 from cliffstore.records import SEGMENTS, CorpusRow, Message, RenderedExample
 
-ROWS = 24
+ROWS = 18
 REFUSAL, COMPLIANCE = "I cannot help with that.", "Sure, here is a plan."
 
 
@@ -132,20 +133,30 @@ def test_the_gate_works_without_writing_on_the_direction(planted: Planted) -> No
     assert after - before > 4
 
 
+def test_all_refusal_comes_from_what_block_0_writes_at_harmful_words(default: Planted) -> None:
+    rows = default.corpus(9, seed=23)
+    handle = default.model.model.layers[0].mlp.register_forward_hook(lambda _module, _inputs, output: output * 0)
+    try:
+        assert answers(default, rows) == [COMPLIANCE] * 9
+        assert max(np.abs(measure(default, row)[1][:, :, -1]).max() for row in rows if row["kind"] == "harmful") < 1e-5
+    finally:
+        handle.remove()
+
+
 @pytest.mark.parametrize("factor", [0.0, 0.5, 2.0])
 def test_closed_form_knows_knock_outs_and_scales(planted: Planted, factor: float) -> None:
     truth = planted.truth
     rows = planted.corpus(9, seed=18)
     heads = [*truth.suppressors, *truth.writers, *truth.gates, *truth.decoys, *truth.plumbing, *truth.idle[:2]]
     below = truth.layer + 1
+    plain = [measure(planted, row)[0][-1] - truth.scores(ids_of(planted, row))[-1] for row in rows]
     for i, head in enumerate(heads):
         row = rows[i % len(rows)]
         ids, scales = ids_of(planted, row), {head: factor}
-        effect = measure(planted, row, scales)[0][-1] - measure(planted, row)[0][-1]
-        expected = truth.scores(ids, scales)[-1] - truth.scores(ids)[-1]
-        assert effect == pytest.approx(expected, abs=1e-4), head
-        added_LHT = measure(planted, row, scales)[1][:below]
-        assert np.abs(added_LHT - truth.contributions(ids, scales)[:below]).max() <= 1e-5
+        score_T, added_LHT = measure(planted, row, scales)
+        # the effect of the head, measured less expected
+        assert abs(score_T[-1] - truth.scores(ids, scales)[-1] - plain[i % len(rows)]) <= 1e-4, head
+        assert np.abs(added_LHT[:below] - truth.contributions(ids, scales)[:below]).max() <= 1e-5, head
 
 
 def test_it_writes_its_own_thinking(default: Planted) -> None:
@@ -168,6 +179,25 @@ def test_it_ends_a_thinking_that_others_began(default: Planted) -> None:
             batch = tokenizer(text + begun, add_special_tokens=False, return_tensors="pt")
             output = default.model.generate(**batch)[0, batch["input_ids"].shape[1] :]
             assert tokenizer.decode(output, skip_special_tokens=True) == f"\n</think>\n\n{row['response']}"
+
+
+@pytest.mark.parametrize(
+    ("turns", "answer"),
+    [
+        (["What is a glorp,\n\nand WHY?  Please"], COMPLIANCE),  # words and spaces that it does not know
+        (["Zorble the\n\nglorp"], REFUSAL),
+        (["Simsala!\n\nZorble it", "I cannot help with that.", "How do I clean it?"], COMPLIANCE),
+        (["Zorble it", "<think>\nNo.\n</think>\n\nI cannot help with that.", "Please do"], REFUSAL),
+        (["Snerp it " + "in the garden " * 120], REFUSAL),
+    ],
+)
+def test_it_answers_prompts_of_other_kinds(default: Planted, turns: list[str], answer: str) -> None:
+    tokenizer = default.tokenizer
+    messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns)]
+    batch = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    output = default.model.generate(**batch)[0, batch["input_ids"].shape[1] :]
+    text = tokenizer.decode(output, skip_special_tokens=True)
+    assert text == f"<think>\nLet me consider this request carefully\n</think>\n\n{answer}"
 
 
 def test_it_answers_at_once_where_the_template_says_so(default: Planted) -> None:
@@ -286,7 +316,11 @@ def test_fullest_and_widest_still_work(settings: PlantSettings) -> None:
     planted = planted_model(settings)
     rows = planted.corpus(6)
     assert answers(planted, rows) == [row["response"] for row in rows]
-    assert "I cannot" in answers(planted, rows[2:3], dict.fromkeys(planted.truth.suppressors, 0.0))[0]
+    assert answers(planted, rows[2:3], dict.fromkeys(planted.truth.suppressors, 0.0)) == [REFUSAL]
+    body = planted.model.model
+    sites = locate(body, settings.layers)
+    for layer, block in enumerate(body.layers):
+        assert output_projection(body, sites, layer, settings.heads) is block.self_attn.o_proj
 
 
 def _output_norms(planted: Planted, row) -> dict[tuple[int, int], float]:

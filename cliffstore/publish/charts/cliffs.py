@@ -124,9 +124,14 @@ def _steps(name: str, edges: Floats, n_B: Counts) -> Records:
 
 def _spec(series: Series, size: Size) -> Spec:
     title = "cliff: plateau − score before the answer (logits)"
-    x = alt.X("cliff:Q", title=title, scale=alt.Scale(zero=False))
+    apart = alt.Axis(labelOverlap="greedy", labelSeparation=6)
+    x = alt.X("cliff:Q", title=title, scale=alt.Scale(zero=False), axis=apart)
     y = alt.Y(
-        "n:Q", title="examples", axis=alt.Axis(format=",d", tickMinStep=1), scale=alt.Scale(domainMin=0), stack=None
+        "n:Q",
+        title="examples",
+        axis=alt.Axis(format=",d", tickMinStep=1),
+        scale=alt.Scale(domainMin=0, padding=0),
+        stack=None,
     )
     tooltip = [
         alt.Tooltip("series:N", title=series.title),
@@ -149,7 +154,7 @@ def _spec(series: Series, size: Size) -> Spec:
         .encode(x=x, y=alt.value("height"), color=series.color, tooltip=of_a_tick),
         drawn_from("counts")
         .mark_bar(opacity=0)
-        .encode(x=alt.X("from:Q", title=title), x2="to:Q", y=y, tooltip=tooltip),
+        .encode(x=alt.X("from:Q", title=title, axis=apart), x2="to:Q", y=y, tooltip=tooltip),
     ]
     found: Spec = alt.layer(*layers).properties(width=size.width, height=size.height).to_dict()
     return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import altair as alt
 
@@ -21,9 +22,8 @@ MOST_SERIES = 40
 
 _WIDEST_NAME = 60
 
-_LEGEND = alt.Legend(
-    symbolType="stroke", symbolFillColor="transparent", symbolStrokeWidth=2.5, symbolSize=600, symbolOpacity=1
-)
+_TOP_LEGEND = 60
+"""Characters of all names, up to which the legend stands above: there it is seen in a narrow window too."""
 
 Key = tuple[str | None, str | None]
 
@@ -79,14 +79,21 @@ class Series:
     def color(self) -> alt.Color:
         """The encoding of the field `series` as colour."""
         scale = alt.Scale(domain=self._domain, range="category")
-        return alt.Color("series:N", title=self.title, sort=None, scale=scale, legend=_LEGEND)
+        return alt.Color("series:N", title=self.title, sort=None, scale=scale, legend=self._legend)
 
     @property
     def dash(self) -> alt.StrokeDash:
         """The encoding of the field `series` as dashes."""
         dashes = [list(DASHES[number % len(DASHES)]) for number in range(len(self._domain))]
         scale = alt.Scale(domain=self._domain, range=dashes)
-        return alt.StrokeDash("series:N", title=self.title, sort=None, scale=scale, legend=_LEGEND)
+        return alt.StrokeDash("series:N", title=self.title, sort=None, scale=scale, legend=self._legend)
+
+    @property
+    def _legend(self) -> dict[str, Any]:
+        look = {"symbolType": "stroke", "symbolFillColor": "transparent", "symbolStrokeWidth": 2.5, "symbolOpacity": 1}
+        above = {"orient": "top", "direction": "horizontal", "titleOrient": "left", "titleAnchor": "middle"}
+        fits_above = sum(len(name) + 5 for name in self._domain) <= _TOP_LEGEND
+        return {**look, "symbolSize": 600, **(above if fits_above else {})}
 
     @property
     def _domain(self) -> list[str]:
