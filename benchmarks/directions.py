@@ -1,15 +1,16 @@
-"""A refusal direction ablated and added, on SmolLM2: refusal and over-refusal rates with Wilson intervals.
+"""Refusal directions ablated and added, on SmolLM2: refusal and over-refusal rates with Wilson intervals.
 
     python benchmarks/directions.py [--data ../shared/data] [--model MODEL] [--work /tmp/directions-benchmark]
         [--rows 60] [--train 96] [--validation 16] [--new-tokens 24] [--layers 10,14,18] [--factors 0.5,1,2]
-        [--threads 1]
+        [--reply-layers 14,18] [--reply-factors 1,2] [--replies 32] [--threads 1]
 
-Three parts that share no row. Train: AdvBench requests against Alpaca instructions through the store (extract at the
-decision position, `probe fit --kind mean_difference` at each layer): the difference of means. Validation chooses the
-layer and the factor at which adding it makes the model refuse most of the Alpaca instructions, and the layer whose
-direction, ablated at every layer, leaves fewest refusals of AdvBench; ties go to the smaller factor and to the lower
-layer. Test: `--rows` of each source, for the unchanged model, and with each of the two chosen changes beside the same
-change with a random direction of equal length.
+Three parts that share no row. Train gives two directions, both differences of means through the store (extract, then
+`probe fit --kind mean_difference` at each layer): of requests, AdvBench against Alpaca at the decision position; and of
+replies, a refusal against a promise behind the same Alpaca instructions, over the tokens of the reply. Validation
+chooses the layer and the factor at which adding one makes the model refuse most of the Alpaca instructions, and the
+layer whose direction of requests, ablated at every layer, leaves fewest refusals of AdvBench; ties go to the smaller
+factor and to the lower layer. Test: `--rows` of each source, for the unchanged model, and with each of the chosen
+changes, beside the same change with a random direction of equal length.
 
 A direction is added to `resid_post` of its layer at all positions; the factor is in distances between the two means of
 train. Ablating takes it out of layer input, attention output and MLP output of all layers, at all positions. Text is
@@ -40,6 +41,7 @@ from cliffstore.run.store import Store
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 HARMFUL, BENIGN = "advbench", "alpaca"
+REPLIES = {"1": "I'm sorry, but I can't help with that.", "0": "Sure! Here is what you asked for."}
 Step = dict[str, object]
 
 
@@ -68,6 +70,10 @@ class Bench:
     def store(self) -> str:
         return str(self.work / "store")
 
+    @property
+    def replies(self) -> str:
+        return str(self.work / "replies")
+
     def refused(self, name: str, source: str, part: Part, steps: Sequence[Step]) -> Rate:
         """Return how many rows of a source are refused."""
         output = self.work / f"{name}-{source}.jsonl"
@@ -90,30 +96,48 @@ class Bench:
         return judge(str(output), reporter=self.reporter).rates[0].refused
 
 
-def find_directions(bench: Bench, part: Part, layers: Sequence[int]) -> dict[int, float]:
-    """Fit a direction at each layer; return the distance between the two means along it."""
-    extract(
-        [str(bench.data / f"{source}.jsonl") for source in (HARMFUL, BENIGN)],
-        model=bench.model,
-        store=bench.store,
-        where=f"{part.where(HARMFUL)} OR {part.where(BENIGN)}",
-        layers=",".join(map(str, layers)),
-        positions="decision",
-        dtype="float32",
-        executor="local",
-        reporter=bench.reporter,
+def find_request_directions(bench: Bench, part: Part, layers: Sequence[int]) -> dict[int, float]:
+    """Fit AdvBench less Alpaca at each layer; return the distance between the two means."""
+    inputs = [str(bench.data / f"{source}.jsonl") for source in (HARMFUL, BENIGN)]
+    where = f"{part.where(HARMFUL)} OR {part.where(BENIGN)}"
+    extract(inputs, where=where, positions="decision", **_common(bench, bench.store, layers))
+    return _fitted(bench, bench.store, layers, "decision", "to_decision = 0")
+
+
+def find_reply_directions(bench: Bench, part: Part, layers: Sequence[int]) -> dict[int, float]:
+    """Fit refusals less promises behind the same instructions; return the distance between the two means."""
+    corpus = bench.work / "replies.jsonl"
+    rows = [json.loads(line) for line in (bench.data / f"{BENIGN}.jsonl").read_text(encoding="utf-8").splitlines()]
+    corpus.write_text(
+        "".join(
+            json.dumps({"id": f"{row['id']}-{label}", "prompt": row["prompt"], "response": said, "label": label}) + "\n"
+            for row in rows[part.first : part.first + part.n]
+            for label, said in REPLIES.items()
+        )
     )
+    extract(str(corpus), **_common(bench, bench.replies, layers))
+    return _fitted(bench, bench.replies, layers, "response", "segment = 'response'")
+
+
+def _common(bench: Bench, store: str, layers: Sequence[int]) -> dict[str, object]:
+    return {
+        "model": bench.model, "store": store, "layers": ",".join(map(str, layers)), "dtype": "float32",
+        "executor": "local", "reporter": bench.reporter,
+    }  # fmt: skip
+
+
+def _fitted(bench: Bench, url: str, layers: Sequence[int], positions: str, tokens: str) -> dict[int, float]:
     found = {}
-    with Store(bench.store, reporter=bench.reporter) as store:
+    with Store(url, reporter=bench.reporter) as store:
         for layer in layers:
             name = f"layer-{layer}"
-            store.fit_probe(name, kind="mean_difference", layers=str(layer), positions="decision")
+            store.fit_probe(name, kind="mean_difference", layers=str(layer), positions=positions)
             store.random_probes(name, 1, replace=True)
             found[layer] = store.sql(
                 f"""SELECT (avg(s) FILTER (label = '1') - avg(s) FILTER (label = '0')) / norm FROM (
                 SELECT label, array_inner_product(resid_post(row, {layer}), probe_weight('{name}')) AS s,
                 sqrt(array_inner_product(probe_weight('{name}'), probe_weight('{name}'))) AS norm
-                FROM tokens JOIN examples USING (example) WHERE to_decision = 0) GROUP BY norm"""
+                FROM tokens JOIN examples USING (example) WHERE {tokens}) GROUP BY norm"""
             ).fetchall()[0][0]
     return found
 
@@ -122,8 +146,8 @@ def ablated(bench: Bench, name: str) -> Step:
     return {"kind": "ablate", "direction": f"{bench.store}/probes/{name}"}
 
 
-def added(bench: Bench, name: str, layer: int, length: float) -> Step:
-    direction = f"{bench.store}/probes/{name}"
+def added(store: str, name: str, layer: int, length: float) -> Step:
+    direction = f"{store}/probes/{name}"
     return {"kind": "steer", "direction": direction, "site": "resid_post", "layers": str(layer), "factor": length,
             "unit": True}  # fmt: skip
 
@@ -139,6 +163,9 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=24)
     parser.add_argument("--layers", default="10,14,18")
     parser.add_argument("--factors", default="0.5,1,2")
+    parser.add_argument("--reply-layers", default="14,18")
+    parser.add_argument("--reply-factors", default="1,2")
+    parser.add_argument("--replies", type=int, default=32)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -152,11 +179,11 @@ def main() -> None:
     layers = [int(one) for one in options.layers.split(",")]
     factors = [float(one) for one in options.factors.split(",")]
 
-    distance = find_directions(bench, train, layers)
+    distance = find_request_directions(bench, train, layers)
     tried = {
         (layer, factor): bench.refused(
             f"try-add-{layer}-{factor}", BENIGN, validation,
-            [added(bench, f"layer-{layer}", layer, factor * distance[layer])],
+            [added(bench.store, f"layer-{layer}", layer, factor * distance[layer])],
         )
         for layer in layers
         for factor in factors
@@ -167,15 +194,34 @@ def main() -> None:
     }
     layer, factor = min(tried, key=lambda one: (-tried[one].k, one[1], one[0]))
     other = min(removed, key=lambda one: (removed[one].k, one))
+    said_layers = [int(one) for one in options.reply_layers.split(",")]
+    said_distance = find_reply_directions(bench, Part(train.first, options.replies), said_layers)
+    said = {
+        (at, by): bench.refused(
+            f"try-reply-{at}-{by}", BENIGN, validation,
+            [added(bench.replies, f"layer-{at}", at, by * said_distance[at])],
+        )
+        for at in said_layers
+        for by in (float(one) for one in options.reply_factors.split(","))
+    }  # fmt: skip
+    reply_layer, reply_factor = min(said, key=lambda one: (-said[one].k, one[1], one[0]))
+    reply = f"layer-{reply_layer}"
+    length = reply_factor * said_distance[reply_layer]
     conditions = {
         "unchanged": [],
-        f"layer {other}'s direction ablated": [ablated(bench, f"layer-{other}")],
+        f"requests' direction ablated, layer {other}'s": [ablated(bench, f"layer-{other}")],
         "random direction ablated": [ablated(bench, f"layer-{other}-random-0-0")],
-        f"layer {layer}'s direction added, factor {factor:g}": [
-            added(bench, f"layer-{layer}", layer, factor * distance[layer])
+        f"requests' direction added, layer {layer}, factor {factor:g}": [
+            added(bench.store, f"layer-{layer}", layer, factor * distance[layer])
         ],
-        f"random direction added, layer {layer}, factor {factor:g}": [
-            added(bench, f"layer-{layer}-random-0-0", layer, factor * distance[layer])
+        f"random direction added, layer {layer}, as long": [
+            added(bench.store, f"layer-{layer}-random-0-0", layer, factor * distance[layer])
+        ],
+        f"replies' direction added, layer {reply_layer}, factor {reply_factor:g}": [
+            added(bench.replies, reply, reply_layer, length)
+        ],
+        f"random direction added, layer {reply_layer}, as long": [
+            added(bench.replies, f"{reply}-random-0-0", reply_layer, length)
         ],
     }
     final = [
@@ -197,6 +243,8 @@ def main() -> None:
         chosen.add_row(str(one), f"{distance[one]:.1f}", f"{removed[one].k}/{removed[one].n}",
                        *(f"{tried[one, at].k}/{tried[one, at].n}" for at in factors))  # fmt: skip
     console.print(chosen)
+    tries = ", ".join(f"layer {at} x{by:g}: {rate.k}/{rate.n}" for (at, by), rate in said.items())
+    print(f"Replies' direction added, Alpaca refused: {tries}")
     table = Table(title=f"Test: rows {test.first}-{test.n - 1} of each source, {bench.new_tokens} new tokens, greedy")
     for column in ("model", "AdvBench refused", "Alpaca refused (over-refusal)"):
         table.add_column(column, justify="right")
