@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from commands import ok, run_cli
+from integration.conftest import Built
 from quick import quick_runs
 from told import Told
 
@@ -209,3 +210,16 @@ def test_mistakes_are_one_line_and_nothing_is_written(case: Case) -> None:
         errors = [line for line in result.stderr.strip().splitlines() if line.startswith("error")]
         assert len(errors) <= 1
     assert not ObjectStore(str(case.store)).list("experiments")
+
+
+def test_a_model_that_does_not_think_regenerates_nothing(built: Built, tmp_path: Path) -> None:
+    store = shutil.copytree(built.store, tmp_path / "store")
+    command = ["heads", "experiment", store, "--probe", "refusal", "--model", built.model, "--shares", "10",
+               "--random", "1", "--random-generate", "0", "--new-tokens", "2", "--limit", "3"]  # fmt: skip
+    refused = run_cli(*command, "--thinking", "regenerated")
+    assert (refused.code, "no thinking markers" in refused.stderr) == (2, True)
+    made = ok(*command, "--json")
+    assert "thinking is not regenerated" in made.stderr
+    assert made.json["thinking"] == ["fixed"]
+    measured = {(row["part"], row["measure"]) for row in made.json["figures"]}
+    assert {("harmful", "score"), ("harmful", "refused"), ("benign", "logit_difference")} <= measured
