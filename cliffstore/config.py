@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator, model_validator
 
 from cliffstore.errors import ConfigError
 from cliffstore.settings import Settings, read_config, read_yaml
@@ -124,11 +124,15 @@ def parse_bytes(value: object) -> object:
     return int(float(matched[1]) * 1000 ** " kmgt".index(matched[2] or " ")) if matched else value
 
 
+_BYTES = WithJsonSchema({"anyOf": [{"type": ["integer", "string"]}, {"type": "null"}]})
+
+
 def _none_for_auto(value: object) -> object:
     return None if value == "auto" else value
 
 
 Chosen = BeforeValidator(_none_for_auto)
+_CHOSEN = WithJsonSchema({"anyOf": [{"type": "number"}, {"const": "auto"}, {"type": "null"}]})
 
 
 class ProbeConfig(StoreConfig):
@@ -145,15 +149,15 @@ class ProbeConfig(StoreConfig):
     where: str | None = None
     test_where: str | None = None
     test_store: str | None = Field(default=None, description="another store of the same model, to test on")
-    c: Annotated[float | None, Chosen] = Field(default=None, ge=1e-9, description="auto: by cross-validation")
-    shrinkage: Annotated[float | None, Chosen] = Field(
+    c: Annotated[float | None, Chosen, _CHOSEN] = Field(default=None, ge=1e-9, description="auto: by cross-validation")
+    shrinkage: Annotated[float | None, Chosen, _CHOSEN] = Field(
         default=None, ge=0, le=1, description="of an LDA; auto: by cross-validation"
     )
     class_weight: Literal["balanced", "none"] = "balanced"
     seed: int = Field(default=0, ge=0)
     executor: Literal["auto", "local", "ray"] = "auto"
     workers: int | None = Field(default=None, ge=1, description="layers that are fitted at once")
-    memory_budget: Annotated[int | None, BeforeValidator(parse_bytes)] = Field(
+    memory_budget: Annotated[int | None, BeforeValidator(parse_bytes), _BYTES] = Field(
         default=None, ge=1_000_000, description="of vectors in memory, such as 2GB; default: half of what is free"
     )
     out_of_core: bool = Field(default=False, description="fit over units, whatever the memory budget")
@@ -295,7 +299,12 @@ def parse_share(value: object) -> object:
     return float(matched[1]) / (100 if matched[2] else 1) if matched else value
 
 
-Share = Annotated[float | None, BeforeValidator(parse_share), Field(gt=0, lt=1)]
+Share = Annotated[
+    float | None,
+    BeforeValidator(parse_share),
+    Field(gt=0, lt=1),
+    WithJsonSchema({"anyOf": [{"type": ["number", "string"]}, {"type": "null"}]}),
+]
 
 
 class ExportConfig(StoreConfig):

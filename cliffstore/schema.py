@@ -1,7 +1,7 @@
 """The published contracts: JSON documents (pydantic) and tables (Arrow) of store format 1.
 
-`python -m cliffstore.schema FOLDER` writes them in a readable form to `schemas/`; a test holds the folder to this
-module.
+`run.contracts` writes them in a readable form to `schemas/`; what may change within a format version is said in
+`schemas/compatibility.md`.
 """
 
 from __future__ import annotations
@@ -9,9 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import numpy as np
@@ -29,15 +27,16 @@ from pydantic import (
 from cliffstore.errors import DamagedStoreError
 
 FORMAT_VERSION = 1
+TRAINING_SET_VERSION = 1
 SEAL = "seal"
 
 Dtype = Literal["bfloat16", "float16", "float32"]
 
 
 class Part(BaseModel):
-    """Base of everything in a JSON document: frozen, unknown keys kept out."""
+    """Base of everything in a JSON document: frozen; what a later version has added is not looked at."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class Document(Part):
@@ -46,7 +45,7 @@ class Document(Part):
     def to_bytes(self) -> bytes:
         """Return canonical JSON, sealed: equal documents are equal bytes."""
         body = self.model_dump(mode="json")
-        return (json.dumps({**body, SEAL: seal_of(body)}, sort_keys=True, indent=1) + "\n").encode()
+        return canonical({**body, SEAL: seal_of(body)})
 
     @classmethod
     def from_bytes(cls, content: bytes, key: str) -> Self:
@@ -67,6 +66,11 @@ class Document(Part):
             return cls.model_validate(body)
         except ValidationError as error:
             raise damaged(key, f"is no {cls.__name__} of this version: {error.errors()[0]['msg']}") from None
+
+
+def canonical(body: Mapping[str, object]) -> bytes:
+    """Return JSON as every document is written: sorted keys, one space of indent, ASCII, a line break at the end."""
+    return (json.dumps(body, sort_keys=True, indent=1) + "\n").encode()
 
 
 def seal_of(body: Mapping[str, object]) -> str:
@@ -741,36 +745,3 @@ TABLES: dict[str, pa.Schema] = {
     "selections": SELECTIONS,
     **{f"training_set_{name.replace('-', '_')}": schema for name, schema in TRAINING_SETS.items()},
 }
-
-
-def published() -> dict[str, str]:
-    """Return file name -> text of every published contract."""
-    files = {
-        f"{name}.schema.json": json.dumps(_json_schema(document), indent=2, sort_keys=True) + "\n"
-        for name, document in DOCUMENTS.items()
-    }
-    for name, schema in TABLES.items():
-        columns = [{"name": field.name, "type": str(field.type), "nullable": field.nullable} for field in schema]
-        files[f"{name}.table.json"] = json.dumps({"table": name, "columns": columns}, indent=2) + "\n"
-    return files
-
-
-def _json_schema(document: type[Document]) -> dict[str, object]:
-    """Return the schema of a document as it is stored, with its seal."""
-    schema = document.model_json_schema()
-    description = "sha256 over the canonical JSON (sorted keys, no spaces) of everything else"
-    schema["properties"][SEAL] = {"description": description, "title": "Seal", "type": "string"}
-    schema["required"] = [*schema["required"], SEAL]
-    return schema
-
-
-def main(folder: str) -> None:
-    """Write the published contracts to `folder`."""
-    target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
-    for name, text in published().items():
-        (target / name).write_text(text, encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "schemas")

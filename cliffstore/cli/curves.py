@@ -10,7 +10,6 @@ from cliffstore.cli.output import Config, Json, MaybeStoreUrl, open_store, print
 from cliffstore.cli.plots import Line, draw_lines
 from cliffstore.cli.results import FORMATS, show, write
 from cliffstore.errors import QueryError
-from cliffstore.run.saving import saving
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -86,6 +85,8 @@ def curve(
             if output is None:
                 show(batches, wanted, _MOST_ROWS)
             else:
+                from cliffstore.run.saving import saving
+
                 with saving(output, opened.storage_options_for(output)) as sink:
                     rows = write(batches, wanted, sink)
                 print(f"{output}: {rows} rows")

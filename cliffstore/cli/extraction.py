@@ -9,21 +9,15 @@ import typer
 from cliffstore.cli.output import Json, print_json
 from cliffstore.errors import ConfigError
 
-_EXAMPLES = """Compute the activations of a corpus once and store them.
+_HELP = """Compute the activations of a corpus once and store them.
 
 Run the same command again to go on after a crash or an interrupt.
-
-Examples:
-
-cliffstore extract prompts.jsonl --model Qwen/Qwen3-0.6B --store s3://bucket/acts
-
-cliffstore extract a.parquet b.csv --map prompt=instruction --where "label = 1" --model ./model --store ./acts
 """
 
 
 def add_to(app: typer.Typer) -> None:
     """Add the command."""
-    app.command(name="extract", help=_EXAMPLES)(extract)
+    app.command(name="extract", help=_HELP)(extract)
 
 
 def extract(

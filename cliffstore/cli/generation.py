@@ -12,14 +12,6 @@ from cliffstore.cli.output import Config, Json, print_json
 _HELP = """Generate thinking and responses for a corpus; the result is a corpus for `cliffstore extract`.
 
 Run the same command again to go on after a crash or an interrupt: what is finished is not generated again.
-
-Examples:
-
-cliffstore generate prompts.jsonl --model Qwen/Qwen3-0.6B -o answers.jsonl
-
-cliffstore generate prompts.jsonl --model Qwen/Qwen3-0.6B -o answers.parquet --temperature 0.6 --top-p 0.95 --samples 4
-
-cliffstore generate prompts.jsonl --endpoint http://localhost:8000/v1 --model Qwen/Qwen3-0.6B -o answers.jsonl
 """
 
 

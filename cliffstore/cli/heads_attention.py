@@ -9,7 +9,6 @@ import typer
 from cliffstore.cli.output import Json, OptionsFrom, StoreUrl, open_to_read, print_json, print_table
 from cliffstore.cli.results import FORMATS, write
 from cliffstore.errors import QueryError
-from cliffstore.run.saving import saving
 
 _HELP = """Show where chosen heads look: the attention that they pay to each segment.
 
@@ -67,6 +66,8 @@ def attention(
             device=device,
         )
         if output is not None:
+            from cliffstore.run.saving import saving
+
             opened.register(_TABLE, report.table)
             with (
                 opened.catalog.batches(f"SELECT * FROM {_TABLE}") as batches,

@@ -21,6 +21,7 @@ from cliffstore.cli import (
     clipping,
     curves,
     demo,
+    examples,
     extraction,
     generation,
     heads,
@@ -64,6 +65,7 @@ for module in (
     pipeline,
 ):
     module.add_to(app)
+examples.add_to(app)
 
 
 def _print_version(wanted: bool) -> None:

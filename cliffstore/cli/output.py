@@ -9,9 +9,6 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from cliffstore.text import printable, quiet_json
 
@@ -98,6 +95,10 @@ def print_lines(facts: Mapping[str, object]) -> None:
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, full: bool = False) -> None:
     """Print rows as a table. Long cells are cut, unless `full`: then a terminal folds them, a file has long lines."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     elsewhere = _WIDEST_LINE if full else 200
     console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else elsewhere)
     table = Table(box=None, pad_edge=False, header_style="bold")

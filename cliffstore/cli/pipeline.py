@@ -12,10 +12,6 @@ _HELP = """From corpus to training set: extract, probe, score, cliff, select, ex
 
 The YAML file has `store`, `storage_options`, and a section for each stage with the options of its command. Run the
 same command again to go on after a crash or an interrupt: what is there already is not done again.
-
-Example:
-
-cliffstore pipeline refusal.yaml --set extract.layers=8-20 --set select.top=1.7%
 """
 
 

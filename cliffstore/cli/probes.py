@@ -218,7 +218,7 @@ def random(
     like: Annotated[str, typer.Option(help="Probe whose site, layer and norm they have.")],
     config: OptionsFrom = None,
     n: Annotated[int, typer.Option("--n", min=1, help="How many.")] = 5,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the directions.")] = 0,
     replace: Replace = False,
     json: Json = False,
 ) -> None:

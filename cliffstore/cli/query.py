@@ -11,7 +11,6 @@ import typer
 from cliffstore.cli.output import Json, OptionsFrom, StoreUrl, open_store
 from cliffstore.cli.results import FORMATS, show, write
 from cliffstore.errors import ConfigError, QueryError
-from cliffstore.run.saving import saving
 
 if TYPE_CHECKING:
     from cliffstore.run.store import Store
@@ -111,6 +110,8 @@ def show_all(store: Store, text: str, format: str, most: int, *, explain: bool =
 
 
 def _save(store: Store, text: str, format: str, output: str, *, explain: bool) -> None:
+    from cliffstore.run.saving import saving
+
     options = store.storage_options_for(output)
     statements = _planned(store, text, "text", explain=explain)
     if not any(statement.gives_rows for statement in statements):

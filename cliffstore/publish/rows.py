@@ -15,7 +15,7 @@ from cliffstore.publish import mixture
 from cliffstore.publish.formats import CONVERSATION, Shape, Thinking, columns_of_examples
 from cliffstore.publish.mixture import MIXED, SELECTED, Chosen
 from cliffstore.publish.targets import ColumnTarget, Target
-from cliffstore.schema import TRAINING_SETS, ProbeDocument, SelectionDocument
+from cliffstore.schema import TRAINING_SET_VERSION, TRAINING_SETS, ProbeDocument, SelectionDocument
 from cliffstore.store import documents, layout
 from cliffstore.store.catalog import Catalog
 from cliffstore.store.probes import read_probe
@@ -167,7 +167,11 @@ class ExportRows:
 
     def provenance(self) -> dict[str, str]:
         """Return what goes into the metadata of each file."""
-        known = {"selection": self._config.selection, "format": self._config.format}
+        known = {
+            "training_set_version": str(TRAINING_SET_VERSION),
+            "selection": self._config.selection,
+            "format": self._config.format,
+        }
         if self.probe is None:
             return known
         return {

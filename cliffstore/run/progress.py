@@ -10,12 +10,12 @@ import os
 import sys
 import time
 from dataclasses import dataclass, field
-from typing import Protocol
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from typing import TYPE_CHECKING, Protocol
 
 from cliffstore.text import printable_lines
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 LOG_VARIABLE = "CLIFFSTORE_LOG"
 """`json` in this environment variable: events in place of log lines."""
@@ -170,6 +170,8 @@ class TerminalReporter:
     """A progress bar on a terminal."""
 
     def __init__(self) -> None:
+        from rich.console import Console
+
         self._console = Console(stderr=True, highlight=False)
         self._progress: Progress | None = None
         self._task: TaskID | None = None
@@ -182,6 +184,8 @@ class TerminalReporter:
         self._console.print(f"note: {printable_lines(text)}", style="yellow", markup=False)
 
     def begin(self, what: str, total: int, done: int = 0) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._progress = Progress(*columns, TextColumn("{task.fields[detail]}"), console=self._console, transient=True)
         self._task = self._progress.add_task(what, total=total, completed=done, detail="")

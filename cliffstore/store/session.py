@@ -92,14 +92,22 @@ def connect(limits: QueryLimits) -> tuple[duckdb.DuckDBPyConnection, Callable[[]
         settings["memory_limit"] = limits.memory
     try:
         connection = duckdb.connect(config=settings)
-        # DuckDB draws its bar on standard output, where answers go.
-        connection.execute("SET enable_progress_bar = false")
+        _draw_no_bar(connection)
     except duckdb.Error as error:
         folder.cleanup()
         if limits.memory is None:
             raise
         raise ConfigError(f"memory limit {limits.memory!r}: say a size such as 4GB ({one_line(error)})") from None
     return connection, folder.cleanup
+
+
+def _draw_no_bar(connection: duckdb.DuckDBPyConnection) -> None:
+    """Keep DuckDB's progress bar off standard output, where answers go.
+
+    In a notebook without ipywidgets there is no bar, and DuckDB refuses to switch it off.
+    """
+    if connection.execute("SELECT current_setting('enable_progress_bar')").fetchall() != [(False,)]:
+        connection.execute("SET enable_progress_bar = false")
 
 
 def relation_of(table: pa.Table, limits: QueryLimits) -> duckdb.DuckDBPyRelation:
@@ -115,7 +123,7 @@ def _beside_stores(external: bool) -> duckdb.DuckDBPyConnection:
         **({} if external else _CLOSED),
     }
     connection = duckdb.connect(config=settings)
-    connection.execute("SET enable_progress_bar = false")
+    _draw_no_bar(connection)
     lock(connection, QueryLimits(external=external))
     return connection
 

@@ -8,12 +8,13 @@ not, the checks that follow go by the copy.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from cliffstore.errors import DamagedStoreError
-from cliffstore.schema import DOCUMENTS, Document, ProbeDocument, damaged
+from cliffstore.schema import DOCUMENTS, Document, ProbeDocument, canonical, damaged
 from cliffstore.store import documents, layout
 from cliffstore.store.checks.findings import Action, Finding, Kind
 from cliffstore.store.objects import ObjectStore
@@ -111,7 +112,7 @@ def _look(place: str, content: bytes) -> _Look:
     kind = str(layout.kind_of(key))
     try:
         document = documents.parse(DOCUMENTS[kind], key, content)
-        if document.to_bytes() != content:
+        if canonical(json.loads(content)) != content:
             raise damaged(key, "is not written as cliffstore writes it")
     except DamagedStoreError as error:
         return _Look(kind=Kind.DAMAGED, problem=error.problem)
