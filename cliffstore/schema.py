@@ -506,6 +506,43 @@ class HeadsDocument(Document):
     cliffstore_version: str
 
 
+class ExperimentDocument(Document):
+    """`experiments/<name>.json`, beside `experiments/<name>.parquet`: which heads were switched off, on what, how."""
+
+    name: str
+    inputs: str = Field(description="sha256 over everything that bears on the figures")
+    probe: str
+    probe_digest: str
+    model: ModelIdentity
+    dtype: str
+    trace: str = Field(description="figures of heads by which they were chosen")
+    trace_digest: str
+    harmful_where: str
+    benign_where: str
+    traced: int = Field(description="harmful examples for tracing; none of their prompts is among the others")
+    harmful: int = Field(description="harmful examples that were measured")
+    benign: int
+    thinking: list[str] = Field(description="fixed, regenerated")
+    positions: str = Field(description="where heads are off")
+    scale: float = Field(description="what their z is multiplied by")
+    keep_norm: bool
+    heads: dict[str, list[str]] = Field(description="share in percent -> layer:head, the most negative ones first")
+    n_heads: int = Field(description="heads of the model: what shares are of")
+    random: int = Field(description="layer-matched random sets for each share")
+    random_generated: int = Field(description="of which so many have generated text, too")
+    refusal_openers: dict[str, int] = Field(description="text -> its first token")
+    compliance_openers: dict[str, int]
+    benign_text: str | None = Field(description="column whose text perplexity is of; null where there is none")
+    new_tokens: int
+    thinking_tokens: int
+    resamples: int
+    level: float
+    seed: int
+    pieces: dict[str, str] = Field(description="what was found of examples, by condition: name -> sha256 of its bytes")
+    digest: str = Field(description="sha256 of the table's bytes")
+    cliffstore_version: str
+
+
 DOCUMENTS: dict[str, type[Document]] = {
     "manifest": Manifest,
     "place": PlanPlace,
@@ -520,6 +557,7 @@ DOCUMENTS: dict[str, type[Document]] = {
     "generation": GenerationDocument,
     "generation_receipt": GenerationReceipt,
     "heads": HeadsDocument,
+    "experiment": ExperimentDocument,
 }
 
 _DICTIONARY = pa.dictionary(pa.int32(), pa.string())
@@ -618,6 +656,28 @@ HEADS = _schema(
 ablated less the score as it is, at the decision. Of several heads ablated together, layer and head are null. Controls
 are layer-matched sets of as many heads: of one head, the others of its layer, where they were measured."""
 
+EXPERIMENTS = _schema(
+    ("probe", pa.string()),
+    ("thinking", pa.string()),
+    ("condition", pa.string()),
+    ("share", pa.float64()),
+    ("set", pa.int32()),
+    ("n_heads", pa.int32()),
+    ("heads", pa.string()),
+    ("part", pa.string()),
+    ("measure", pa.string()),
+    ("n", pa.int64()),
+    ("value", pa.float64()),
+    ("low", pa.float64()),
+    ("high", pa.float64()),
+    ("change", pa.float64()),
+    ("change_low", pa.float64()),
+    ("change_high", pa.float64()),
+)
+"""`condition` is unchanged, chosen or random; `set` numbers random sets. `part` is harmful or benign; `measure` is
+score or logit_difference (means at the decision), refused (a rate, with Wilson's interval) or perplexity. `change` is
+against the unchanged model on the same examples, with a paired bootstrap interval; null where nothing is changed."""
+
 SELECTIONS = _schema(
     ("rank", pa.int32()),
     ("example", pa.int64()),
@@ -681,6 +741,7 @@ TABLES: dict[str, pa.Schema] = {
     "scores": SCORES,
     "cliffs": CLIFFS,
     "heads": HEADS,
+    "experiments": EXPERIMENTS,
     "selections": SELECTIONS,
     **{f"training_set_{name.replace('-', '_')}": schema for name, schema in TRAINING_SETS.items()},
 }

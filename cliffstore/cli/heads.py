@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cliffstore.cli import heads_attention, heads_tracing
+from cliffstore.cli import heads_attention, heads_experiment, heads_tracing
 from cliffstore.cli.output import Json, print_json, print_lines
 
 _PLANTED = """Write a small hand-built model whose mechanism is known, with its corpus, probe and truth.
@@ -21,8 +21,9 @@ def add_to(app: typer.Typer) -> None:
     """Add the group and its commands."""
     group = typer.Typer(help="Attention heads: what each does to a probe's score.", rich_markup_mode=None)
     group.command(name="planted", help=_PLANTED)(planted)
-    heads_attention.add_to(group)
     heads_tracing.add_to(group)
+    heads_attention.add_to(group)
+    heads_experiment.add_to(group)
     # A group of one command would be that command, without a name.
     group.callback()(_group)
     app.add_typer(group, name="heads")

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 _HELP = """Query a store: one statement or several, a file of them, or a prompt where neither is given.
 
-Views: examples, tokens, units, skipped, captures, scores, cliffs, heads, probes, probe_metrics, selections.
+Views: examples, tokens, units, skipped, captures, scores, cliffs, heads, experiments, probes, probe_metrics,
+selections.
+
 Functions: resid_post(row, layer[, model]) and so on for each site, score(probe, row), probe_weight(probe); vectors of
 one width can be subtracted and added. SQL only reads the store.
 """

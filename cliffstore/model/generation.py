@@ -250,3 +250,19 @@ class _RowEnds(StoppingCriteria):
         assert found is not None
         n_tokens, finish = found
         return Generated(new[: n_tokens - (finish is Finish.STOP)], n_tokens, finish)
+
+
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Return the tokens that end a text by configuration; before a `TextGenerator` is made, which sets it aside."""
+    return frozenset(_ids(model.generation_config.eos_token_id) | _ids(tokenizer.eos_token_id))
+
+
+def end_of_turn(tokenizer: PreTrainedTokenizerBase, text: str) -> frozenset[int]:
+    """Return the token that a template ends a turn with, where it is one by itself."""
+    ids = tokenizer(text.strip(), add_special_tokens=False)["input_ids"] if text.strip() else []
+    return frozenset(set(ids) & set(tokenizer.added_tokens_decoder)) if len(ids) == 1 else frozenset()
+
+
+def _ids(found: int | list[int] | None) -> set[int]:
+    """Return the token ids that a configuration names."""
+    return set() if found is None else {found} if isinstance(found, int) else set(found)

@@ -85,6 +85,7 @@ class ModelWorker:
     """Generates batches with a model, which is loaded when the worker is made."""
 
     def __init__(self, spec: ModelSpec) -> None:
+        from cliffstore.model.generation import end_tokens
         from cliffstore.model.loader import load_model, load_tokenizer
 
         self.name = f"{socket.gethostname()}:{os.getpid()}"
@@ -93,17 +94,17 @@ class ModelWorker:
         self._tokenizer = load_tokenizer(spec.source)
         self._model = load_model(spec.source, spec.dtype, spec.device, gpus=spec.gpus, head=True)
         self._placed = self._place()
-        self._own_ends = _ids(self._model.generation_config.eos_token_id) | _ids(self._tokenizer.eos_token_id)
+        self._own_ends = end_tokens(self._model, self._tokenizer)
         self._stopped = False
 
     def begin(self, job: GenerationJob) -> None:
-        from cliffstore.model.generation import TextGenerator
+        from cliffstore.model.generation import TextGenerator, end_of_turn
         from cliffstore.model.sampling import Sampling
 
         self._job, self._pieces = job, _Pieces(job)
         sampling = Sampling(job.temperature, job.top_p, job.top_k) if job.temperature else None
         close = job.markers.close.strip() if job.stop_at_thinking and job.markers else None
-        ends = frozenset(self._own_ends | self._end_of_turn(job.end_of_turn))
+        ends = self._own_ends | end_of_turn(self._tokenizer, job.end_of_turn)
         around = self._acting if self._placed else None
         self._generator = TextGenerator(
             self._model, self._tokenizer, ends, sampling=sampling, close=close, around=around
@@ -181,11 +182,6 @@ class ModelWorker:
         if item["fixed"]:
             return Answer(None, text.lstrip("\n") or None)
         return read_answer(text, self._job.markers, is_open=item["open"])
-
-    def _end_of_turn(self, text: str) -> set[int]:
-        """Return the token that ends a turn, where it is one by itself."""
-        ids = self._tokenizer(text.strip(), add_special_tokens=False)["input_ids"] if text.strip() else []
-        return set(ids) & set(self._tokenizer.added_tokens_decoder) if len(ids) == 1 else set()
 
     def _set_threads(self) -> None:
         import torch
@@ -283,8 +279,3 @@ def _failure(error: Exception, what: str, job: GenerationJob, *, final: bool | N
     failure = GenerationError(f"{what}: {without_secrets(' '.join(message.split()), job.storage_options)}")
     failure.final = getattr(error, "final", False) if final is None else final
     return failure
-
-
-def _ids(found: int | list[int] | None) -> set[int]:
-    """Return the token ids that a configuration names."""
-    return set() if found is None else {found} if isinstance(found, int) else set(found)

@@ -19,6 +19,7 @@ from cliffstore.publish.selection import SelectionReport, select_examples, told
 from cliffstore.run.attention_by_segment import StoreAttention
 from cliffstore.run.clipping import ClipReport, KeptFigures, clip_corpus, clip_figures
 from cliffstore.run.directions import write_direction
+from cliffstore.run.experiment_store import StoreExperiments
 from cliffstore.run.heads_store import StoreHeads
 from cliffstore.run.lent_probes import lend
 from cliffstore.run.origins import Origins
@@ -32,7 +33,7 @@ from cliffstore.settings import read_config
 from cliffstore.store.probes import read_probe
 
 
-class Store(StoreAttention, StoreHeads, StorePlots, StoreReports):
+class Store(StoreAttention, StoreExperiments, StoreHeads, StorePlots, StoreReports):
     """A store to query and to build on.
 
     Parameters

@@ -17,6 +17,7 @@ from cliffstore.schema import (
     CaptureDocument,
     CliffsDocument,
     Document,
+    ExperimentDocument,
     GenerationDocument,
     GenerationReceipt,
     HeadsDocument,
@@ -59,6 +60,8 @@ def key_of(document: Document) -> str:
             return layout.cliffs_document(document.probe)
         case HeadsDocument():
             return layout.heads_document(document.name)
+        case ExperimentDocument():
+            return layout.experiment_document(document.name)
         case SelectionDocument():
             return layout.selection_document(document.name)
         case GenerationDocument():
@@ -131,7 +134,8 @@ def keep_copy(objects: ObjectStore, key: str) -> None:
 
 def keep_copies(objects: ObjectStore) -> None:
     """Copy whatever was left without a copy by a run that ended early."""
-    folders = (layout.PLANS, layout.CAPTURES, layout.PROBES, layout.CLIFFS, layout.HEADS, layout.SELECTIONS)
+    folders = (layout.PLANS, layout.CAPTURES, layout.PROBES, layout.CLIFFS, layout.HEADS, layout.EXPERIMENTS,
+               layout.SELECTIONS)  # fmt: skip
     keys = [layout.MANIFEST, *(key for folder in folders for key in objects.list(folder))]
     copied = set(objects.list(layout.COPIES))
     for key in keys:

@@ -13,6 +13,7 @@ PROBES = "probes"
 SCORES = "scores"
 CLIFFS = "cliffs"
 HEADS = "heads"
+EXPERIMENTS = "experiments"
 SELECTIONS = "selections"
 COPIES = "copies"
 GENERATION = "generation.json"
@@ -43,6 +44,9 @@ KINDS: dict[str, str] = {
     "cliffs_table": r"cliffs/[^/]+\.parquet",
     "heads": r"heads/[^/]+\.json",
     "heads_table": r"heads/[^/]+\.parquet",
+    "experiment": r"experiments/[^/]+\.json",
+    "experiment_table": r"experiments/[^/]+\.parquet",
+    "experiment_piece": r"experiments/[^/]+/[0-9a-f]+\.piece",
     "selection": r"selections/[^/]+\.json",
     "selection_table": r"selections/[^/]+\.parquet",
     "generation": r"generation\.json",
@@ -50,7 +54,7 @@ KINDS: dict[str, str] = {
 }
 """Every kind of object that a store holds, and its keys; those first of which there are most. JSON documents are called
 as in `schema.DOCUMENTS`."""
-COPIED = ("manifest", "place", "plan", "capture", "probe", "weights", "cliffs", "heads", "selection")
+COPIED = ("manifest", "place", "plan", "capture", "probe", "weights", "cliffs", "heads", "experiment", "selection")
 """Kinds from which nothing else could be made again: their bytes are kept a second time below `copies/`."""
 
 _KINDS = {kind: re.compile(pattern) for kind, pattern in KINDS.items()}
@@ -161,6 +165,23 @@ def heads_table(name: str) -> str:
 
 def heads_document(name: str) -> str:
     return f"{HEADS}/{name}.json"
+
+
+def experiment_table(name: str) -> str:
+    return f"{EXPERIMENTS}/{name}.parquet"
+
+
+def experiment_document(name: str) -> str:
+    return f"{EXPERIMENTS}/{name}.json"
+
+
+def experiment_pieces(name: str) -> str:
+    return f"{EXPERIMENTS}/{name}"
+
+
+def experiment_piece(name: str, digest: str) -> str:
+    """Return the key of the figures of one condition, as Parquet; the suffix keeps it out of the view."""
+    return f"{EXPERIMENTS}/{name}/{digest}.piece"
 
 
 def selection_table(name: str) -> str:

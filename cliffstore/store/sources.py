@@ -8,7 +8,7 @@ from functools import cached_property
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from cliffstore.schema import CLIFFS, EXAMPLES, HEADS, SCORES, SELECTIONS
+from cliffstore.schema import CLIFFS, EXAMPLES, EXPERIMENTS, HEADS, SCORES, SELECTIONS
 from cliffstore.store import layout, tables
 from cliffstore.store.reader import StoreReader
 
@@ -60,6 +60,7 @@ def named_tables(reader: StoreReader) -> dict[str, NamedTables]:
         "scores": NamedTables(reader, layout.SCORES, SCORES, "probe", layout.probe_of),
         "cliffs": NamedTables(reader, layout.CLIFFS, CLIFFS, "probe", layout.stem),
         "heads": NamedTables(reader, layout.HEADS, HEADS, "name", layout.stem),
+        "experiments": NamedTables(reader, layout.EXPERIMENTS, EXPERIMENTS, "name", layout.stem),
         "selections": NamedTables(reader, layout.SELECTIONS, SELECTIONS, "selection", layout.stem),
     }
 

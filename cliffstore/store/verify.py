@@ -98,6 +98,7 @@ def verify_store(
             findings += wrong
             n_scores, wrong = derived.check_scores(inventory, planned, chosen, readers)
             findings += [*wrong, *derived.check_cliffs(inventory), *derived.check_heads(inventory)]
+            findings += derived.check_experiments(inventory)
             findings += derived.check_selections(inventory)
     return VerifyReport(
         documents=inventory.n_documents,

@@ -18,7 +18,7 @@ from cliffstore.run.store import Store
 
 VIEWS = {
     "examples": 40, "tokens": None, "units": None, "skipped": 0, "captures": 5, "scores": None, "cliffs": 40,
-    "heads": 0, "probes": 1, "probe_metrics": 4, "selections": 8,
+    "heads": 0, "experiments": 0, "probes": 1, "probe_metrics": 4, "selections": 8,
 }  # fmt: skip
 
 

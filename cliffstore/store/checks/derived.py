@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from cliffstore.schema import (
     CliffsDocument,
     Document,
+    ExperimentDocument,
     HeadsDocument,
     ProbeDocument,
     ScoreReceipt,
@@ -115,6 +116,30 @@ def check_heads(inventory: Inventory) -> list[Finding]:
     return [replace(finding, problem=f"{finding.problem}: {again}", target="") for finding in findings]
 
 
+def check_experiments(inventory: Inventory) -> list[Finding]:
+    """Check every experiment and its pieces; tell what one that was cut off has left. Nothing is repaired here."""
+
+    def owner(document: ExperimentDocument) -> Finding | None:
+        return None  # an experiment outlives its probe: it says which weights it was made with
+
+    findings = _pairs(inventory, ExperimentDocument, "experiment", layout.experiment_table, Action.NONE, owner)
+    again = "run `cliffstore heads experiment` again, with `--replace`"
+    found = [replace(finding, problem=f"{finding.problem}: {again}", target="") for finding in findings]
+    vouched = {
+        layout.experiment_piece(document.name, piece): digest
+        for document in inventory.all(ExperimentDocument)
+        for piece, digest in document.pieces.items()
+    }
+    there = set(inventory.of_kind("experiment_piece"))
+    for key, digest in vouched.items():
+        if key not in there:
+            found.append(Finding(key, Kind.MISSING, f"is missing: {again}"))
+        elif hashlib.sha256(inventory.objects.get(key)).hexdigest() != digest:
+            found.append(Finding(key, Kind.DAMAGED, f"differs from its digest in its experiment's document: {again}"))
+    left = "is of an experiment that has not ended: run it again to go on, or remove this"
+    return found + [Finding(key, Kind.ORPHAN, left) for key in sorted(there - set(vouched))]
+
+
 def _probe_of(
     inventory: Inventory, document: Document, probe: str, digest: str, action: Action, target: str
 ) -> Finding | None:
@@ -129,7 +154,7 @@ def _probe_of(
 
 def _pairs(
     inventory: Inventory,
-    kind: type[CliffsDocument] | type[HeadsDocument] | type[SelectionDocument],
+    kind: type[CliffsDocument] | type[HeadsDocument] | type[ExperimentDocument] | type[SelectionDocument],
     name: str,
     table_of: Callable[[str], str],
     action: Action,
@@ -161,5 +186,7 @@ def _without_document(key: str, action: Action) -> Finding:
         return Finding(key, Kind.ORPHAN, f"has no {layout.cliffs_document(own)}", action, own)
     if layout.kind_of(key) == "heads_table":
         return Finding(key, Kind.ORPHAN, f"has no {layout.heads_document(own)}")
+    if layout.kind_of(key) == "experiment_table":
+        return Finding(key, Kind.ORPHAN, f"has no {layout.experiment_document(own)}")
     problem = f"has no {layout.selection_document(own)}: choose it again with `cliffstore select --replace`"
     return Finding(key, Kind.ORPHAN, problem)

@@ -21,7 +21,7 @@ from cliffstore.store.objects import ObjectStore
 
 D = TypeVar("D", bound=Document)
 
-_REPLACED = ("probe", "weights", "cliffs", "heads", "selection")
+_REPLACED = ("probe", "weights", "cliffs", "heads", "experiment", "selection")
 """Kinds that may be written anew. The original is written first, so where the two differ, it is the newer one."""
 _ACTIONS = {"score_receipt": Action.SCORE, "unit_error": Action.REMOVE}
 
