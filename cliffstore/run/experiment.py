@@ -49,7 +49,8 @@ from cliffstore.run.experiment_settings import (
 from cliffstore.run.experiment_table import PIECE, Found, rows_of
 from cliffstore.run.experiment_work import Work, facts_of, write
 from cliffstore.run.heads_results import read_heads
-from cliffstore.run.heads_trace import TraceSettings, passes_of, trace_heads
+from cliffstore.run.heads_shares import passes_of
+from cliffstore.run.heads_trace import TraceSettings, trace_heads
 from cliffstore.run.openers import check_apart, first_tokens
 from cliffstore.run.origins import Origins, source_of_probe
 from cliffstore.run.progress import Piece, Reporter

@@ -26,7 +26,7 @@ from cliffstore.run.experiment_settings import (
     Heads,
     Thinking,
 )
-from cliffstore.run.heads_ablate import random_sets
+from cliffstore.run.heads_choices import random_sets
 from cliffstore.schema import HeadFactors, HeadScaling, Interventions
 
 
