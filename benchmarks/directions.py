@@ -142,8 +142,8 @@ def _fitted(bench: Bench, url: str, layers: Sequence[int], positions: str, token
     return found
 
 
-def ablated(bench: Bench, name: str) -> Step:
-    return {"kind": "ablate", "direction": f"{bench.store}/probes/{name}"}
+def ablated(store: str, name: str) -> Step:
+    return {"kind": "ablate", "direction": f"{store}/probes/{name}"}
 
 
 def added(store: str, name: str, layer: int, length: float) -> Step:
@@ -189,7 +189,7 @@ def main() -> None:
         for factor in factors
     }  # fmt: skip
     removed = {
-        layer: bench.refused(f"try-ablate-{layer}", HARMFUL, validation, [ablated(bench, f"layer-{layer}")])
+        layer: bench.refused(f"try-ablate-{layer}", HARMFUL, validation, [ablated(bench.store, f"layer-{layer}")])
         for layer in layers
     }
     layer, factor = min(tried, key=lambda one: (-tried[one].k, one[1], one[0]))
@@ -209,8 +209,8 @@ def main() -> None:
     length = reply_factor * said_distance[reply_layer]
     conditions = {
         "unchanged": [],
-        f"requests' direction ablated, layer {other}'s": [ablated(bench, f"layer-{other}")],
-        "random direction ablated": [ablated(bench, f"layer-{other}-random-0-0")],
+        f"requests' direction ablated, layer {other}'s": [ablated(bench.store, f"layer-{other}")],
+        "random direction ablated": [ablated(bench.store, f"layer-{other}-random-0-0")],
         f"requests' direction added, layer {layer}, factor {factor:g}": [
             added(bench.store, f"layer-{layer}", layer, factor * distance[layer])
         ],
@@ -223,6 +223,7 @@ def main() -> None:
         f"random direction added, layer {reply_layer}, as long": [
             added(bench.replies, f"{reply}-random-0-0", reply_layer, length)
         ],
+        f"replies' direction ablated, layer {reply_layer}'s": [ablated(bench.replies, reply)],
     }
     final = [
         (name, [bench.refused(f"test-{number}", source, test, steps) for source in (HARMFUL, BENIGN)])

@@ -12,7 +12,7 @@ from transformers import GptOssConfig, PreTrainedModel
 from transformers.models.qwen3_next import Qwen3NextConfig
 
 from cliffstore.errors import ModelError
-from cliffstore.model import attention_mass
+from cliffstore.model import attention_mass, attention_rows
 from cliffstore.model.attention_mass import AttentionMass
 from cliffstore.model.attention_rows import Line
 from cliffstore.records import SEGMENTS
@@ -104,7 +104,7 @@ def test_share_counts_what_a_head_sees() -> None:
 def test_rows_come_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     measured = AttentionMass(ARCHITECTURES["llama"](), [(2, 1)], 3, HEADS)
     whole = measured.measure([LINES[2]])[0].mass_HG
-    monkeypatch.setattr(attention_mass, "_ROWS", 4)
+    monkeypatch.setattr(attention_rows, "_ROWS", 4)
     np.testing.assert_allclose(measured.measure([LINES[2]])[0].mass_HG, whole, atol=1e-6)
 
 
