@@ -45,10 +45,12 @@ def conditions_of(
 ) -> list[Condition]:
     """Return the conditions: the unchanged model, then each share's chosen heads and random sets.
 
+    Percentages that mean the same heads are measured once.
+
     Raises
     ------
     ConfigError
-        No head has a negative share, or two percentages mean the same heads.
+        No head has a negative share.
     """
     if not negative:
         raise ConfigError("no head has a negative share in this trace: there is nothing to switch off")
@@ -58,10 +60,11 @@ def conditions_of(
         wanted = max(round(n_layers * n_heads * share / 100), 1)
         heads: Heads = tuple(negative[:wanted])
         if len(heads) in sizes:
-            raise ConfigError(
-                f"shares {sizes[len(heads)]:g} and {share:g} % are both {len(heads)} heads of {n_layers * n_heads} "
-                f"({len(negative)} have negative shares): leave one out"
+            notice(
+                f"{share:g} % is measured with {sizes[len(heads)]:g} %: both are {len(heads)} heads of "
+                f"{n_layers * n_heads}, and {len(negative)} have negative shares"
             )
+            continue
         if len(heads) < wanted:
             notice(f"{share:g} % are {wanted} heads, and {len(heads)} have negative shares: no others are taken")
         sizes[len(heads)] = share

@@ -194,7 +194,6 @@ def test_the_command_prints_a_table_and_writes_files(case: Case, tmp_path: Path)
 def test_mistakes_are_one_line_and_nothing_is_written(case: Case) -> None:
     for arguments, message in (
         (["--shares", "few"], "write percentages"),
-        (["--shares", "4.2,4.3"], "are both 1 heads"),
         (["--harmful-where", "kind = 'none'"], "0 prompts are left"),
         (["--benign-where", "true"], "harmful and benign at once"),
         (["--thinking", "loud"], "choose fixed, regenerated or both"),
@@ -214,12 +213,14 @@ def test_mistakes_are_one_line_and_nothing_is_written(case: Case) -> None:
 
 def test_a_model_that_does_not_think_regenerates_nothing(built: Built, tmp_path: Path) -> None:
     store = shutil.copytree(built.store, tmp_path / "store")
-    command = ["heads", "experiment", store, "--probe", "refusal", "--model", built.model, "--shares", "10",
+    command = ["heads", "experiment", store, "--probe", "refusal", "--model", built.model, "--shares", "6,7",
                "--random", "1", "--random-generate", "0", "--new-tokens", "2", "--limit", "3"]  # fmt: skip
     refused = run_cli(*command, "--thinking", "regenerated")
     assert (refused.code, "no thinking markers" in refused.stderr) == (2, True)
     made = ok(*command, "--json")
     assert "thinking is not regenerated" in made.stderr
+    assert "7 % is measured with 6 %: both are 1 heads of 16" in made.stderr
+    assert {row["share"] for row in made.json["figures"]} == {None, 6.0}
     assert made.json["thinking"] == ["fixed"]
     measured = {(row["part"], row["measure"]) for row in made.json["figures"]}
     assert {("harmful", "score"), ("harmful", "refused"), ("benign", "logit_difference")} <= measured
