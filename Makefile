@@ -10,7 +10,7 @@ demo: $(VENV)/.installed
 	$(BIN)/cliffstore demo
 
 test: $(VENV)/.servers lint types
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

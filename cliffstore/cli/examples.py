@@ -61,6 +61,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "heads ablate ./acts --probe refusal --heads 3:1,4:0 --ablation mean",
     ),
     "heads show": ("heads show ./acts refusal-direct",),
+    "heads experiment": ("heads experiment ./acts --probe refusal --shares 1,3,10 --random 20 -o ./experiment",),
     "heads attention": ("heads attention ./acts --heads 3:1,5:0",),
     "select": (
         "select ./acts --name worst --probe refusal --top 1.7%",

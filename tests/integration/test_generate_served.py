@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("planted") / "model"
-    plant(PlantSettings(seed=1, layers=3, heads=5, suppressors=1)).save(folder)
+    plant(PlantSettings(seed=1, layers=3, heads=6, suppressors=1)).save(folder)
     return folder
 
 
