@@ -39,6 +39,14 @@ settings.load_profile("cliffstore")
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
+ORDER = ("fault", "integration", "contract", "infra", "unit")
+"""Folders of tests: those that wait longest, for clusters and servers, begin first, so that none waits alone at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: ORDER.index(item.path.relative_to(Path(__file__).parent).parts[0]))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
