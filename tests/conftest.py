@@ -40,7 +40,7 @@ SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
 ORDER = ("fault", "integration", "contract", "infra", "unit")
-"""Folders of tests: those that wait longest, for clusters and servers, begin first, so that none waits alone at the end."""
+"""Folders of tests: those that wait longest, for clusters and servers, begin first, and none waits alone at the end."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
