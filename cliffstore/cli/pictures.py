@@ -75,8 +75,8 @@ def curve(
         "probe": probe, "group_by": group_by, "where": where, "positions": positions, "resamples": resamples,
         "level": level, "seed": seed, "all_tokens": all_tokens or None,
     }  # fmt: skip
-    look = {"theme": theme, "title": title, "width": width, "height": height, "scale": scale}
-    _draw("curve", store, output, config, {**own, **look, "transparent": transparent or None}, json)
+    look = _look(theme, title, width, height, scale, transparent)
+    _draw("curve", store, output, config, own | look, json)
 
 
 def cliffs(
@@ -96,8 +96,8 @@ def cliffs(
     json: Json = False,
 ) -> None:
     own = {"probe": probe, "group_by": group_by, "where": where, "selection": selection}
-    look = {"theme": theme, "title": title, "width": width, "height": height, "scale": scale}
-    _draw("cliffs", store, output, config, {**own, **look, "transparent": transparent or None}, json)
+    look = _look(theme, title, width, height, scale, transparent)
+    _draw("cliffs", store, output, config, own | look, json)
 
 
 def layers(
@@ -115,8 +115,8 @@ def layers(
     json: Json = False,
 ) -> None:
     own = {"probe": probe, "positions": positions}
-    look = {"theme": theme, "title": title, "width": width, "height": height, "scale": scale}
-    _draw("layers", store, output, config, {**own, **look, "transparent": transparent or None}, json)
+    look = _look(theme, title, width, height, scale, transparent)
+    _draw("layers", store, output, config, own | look, json)
 
 
 def tokens(
@@ -135,8 +135,18 @@ def tokens(
     json: Json = False,
 ) -> None:
     own = {"probe": probe, "example": example, "positions": positions}
-    look = {"theme": theme, "title": title, "width": width, "height": height, "scale": scale}
-    _draw("tokens", store, output, config, {**own, **look, "transparent": transparent or None}, json)
+    look = _look(theme, title, width, height, scale, transparent)
+    _draw("tokens", store, output, config, own | look, json)
+
+
+def _look(
+    theme: str | None, title: str | None, width: int | None, height: int | None, scale: float | None, transparent: bool
+) -> dict[str, object]:
+    """Return what all plots are asked for: how they look."""
+    return {
+        "theme": theme, "title": title, "width": width, "height": height, "scale": scale,
+        "transparent": transparent or None,
+    }  # fmt: skip
 
 
 def _draw(
