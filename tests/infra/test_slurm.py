@@ -152,7 +152,7 @@ QUIET_RAY = """#!/bin/sh
 echo "$*" >> "$STATE/ray"
 case "$1" in
 health-check) [ "$(grep -c health "$STATE/ray")" -ge 2 ] ;;
-start) [ -z "${NO_RAY:-}" ] || exit 1; exec sleep 600 ;;
+start) exec sleep "${RAY_SECONDS:-600}" ;;
 esac
 """
 
@@ -177,10 +177,12 @@ def test_end_of_time_reaches_the_job_whose_code_is_the_scripts(tmp_path: Path) -
     assert not (tmp_path / "srun").exists(), "one node has no others"
 
 
-def test_a_ray_that_does_not_start_is_said(tmp_path: Path) -> None:
+@pytest.mark.parametrize("seconds", ["0", "0.5"])
+def test_a_ray_that_does_not_start_is_said(seconds: str, tmp_path: Path) -> None:
+    """Even where another one answers at its address from the second time on, as the stand-in does."""
     with slurm(tmp_path, nodes=1) as env:
         stand_ins(env)
-        job = batch(env | {"NO_RAY": "1"}, "pipeline.yaml")
+        job = batch(env | {"RAY_SECONDS": seconds}, "pipeline.yaml")
         _, err = job.communicate(timeout=60)
     assert (job.returncode, "Ray has not started on node-1" in err) == (1, True), err
     assert not (tmp_path / "job").exists()

@@ -288,6 +288,9 @@ def test_readme(section: str, readme: Scene, reader: Reader) -> None:
         for block in blocks("README.md"):
             if block.heading == section:
                 readme.run(block, patch, before)
+    if section == "Heads":
+        for table in ("heads", "experiments WHERE measure = 'refused'"):
+            assert ok("sql", reader.folder / "acts", f"SELECT * FROM {table}", "--json").json
 
 
 def test_cluster(tiny_model: str, moto_s3: Storage, reader: Reader, tmp_path: Path) -> None:
