@@ -33,8 +33,8 @@ from rich.table import Table
 
 from cliffstore.analyze.rates import Rate
 from cliffstore.run.demo import shipped_model
-from cliffstore.run.generating import generate
-from cliffstore.run.judging import judge
+from cliffstore.run.generation.generating import generate
+from cliffstore.run.judging.judging import judge
 from cliffstore.run.progress import LineReporter
 from cliffstore.run.stages import extract
 from cliffstore.run.store import Store

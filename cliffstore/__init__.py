@@ -13,9 +13,9 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from cliffstore.config import ExtractConfig
     from cliffstore.errors import CliffstoreError, UserError
-    from cliffstore.run.generating import GenerateReport, generate
-    from cliffstore.run.judging import JudgeReport, judge
-    from cliffstore.run.planting import plant_folder
+    from cliffstore.run.generation.generating import GenerateReport, generate
+    from cliffstore.run.heads.planting import plant_folder
+    from cliffstore.run.judging.judging import JudgeReport, judge
     from cliffstore.run.stages import ExtractReport, extract
     from cliffstore.run.store import Store
     from cliffstore.store.activations import Activations
@@ -31,14 +31,14 @@ _HOMES = {
     "UserError": "cliffstore.errors",
     "ExtractConfig": "cliffstore.config",
     "ExtractReport": "cliffstore.run.stages",
-    "GenerateReport": "cliffstore.run.generating",
-    "JudgeReport": "cliffstore.run.judging",
+    "GenerateReport": "cliffstore.run.generation.generating",
+    "JudgeReport": "cliffstore.run.judging.judging",
     "QueryLimits": "cliffstore.store.session",
     "Store": "cliffstore.run.store",
     "extract": "cliffstore.run.stages",
-    "generate": "cliffstore.run.generating",
-    "judge": "cliffstore.run.judging",
-    "plant_folder": "cliffstore.run.planting",
+    "generate": "cliffstore.run.generation.generating",
+    "judge": "cliffstore.run.judging.judging",
+    "plant_folder": "cliffstore.run.heads.planting",
 }
 
 __all__ = [

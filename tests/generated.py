@@ -27,7 +27,7 @@ Row = dict[str, object]
 def models_loaded_once() -> Iterator[None]:
     """Load each model and tokenizer once: many runs in one process would do little else."""
     from cliffstore.model import loader
-    from cliffstore.run import generation_backend
+    from cliffstore.run.generation import backend
 
     loaded: dict[tuple[object, ...], object] = {}
 
@@ -43,8 +43,8 @@ def models_loaded_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loader, "load_model", once(loader.load_model))
         patch.setattr(loader, "load_tokenizer", once(loader.load_tokenizer))
-        patch.setattr(generation_backend, "load_tokenizer", loader.load_tokenizer)
-        patch.setattr(generation_backend, "tokenizer_digest", lru_cache(generation_backend.tokenizer_digest))
+        patch.setattr(backend, "load_tokenizer", loader.load_tokenizer)
+        patch.setattr(backend, "tokenizer_digest", lru_cache(backend.tokenizer_digest))
         yield
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cliffstore.model.planted import Planted, PlantSettings, plant
+from cliffstore.model.planted.model import Planted, PlantSettings, plant
 
 Row = Mapping[str, object]
 Head = tuple[int, int]

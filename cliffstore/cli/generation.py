@@ -75,8 +75,8 @@ def generate(
     timeout: Annotated[float | None, typer.Option(help="Seconds for one of its answers. Default: 600.")] = None,
     json: Json = False,
 ) -> None:
-    from cliffstore.run.generating import run_generation
-    from cliffstore.run.generation_config import GenerateConfig
+    from cliffstore.run.generation.config import GenerateConfig
+    from cliffstore.run.generation.generating import run_generation
     from cliffstore.run.progress import choose_reporter
     from cliffstore.settings import read_config
 

@@ -44,7 +44,7 @@ def planted(
     examples: Annotated[int, typer.Option(help="Rows of the corpus.")] = 96,
     json: Json = False,
 ) -> None:
-    from cliffstore.run.planting import plant_folder
+    from cliffstore.run.heads.planting import plant_folder
 
     report = plant_folder(folder, seed=seed, layers=layers, heads=heads, suppressors=suppressors, examples=examples)
     if json:

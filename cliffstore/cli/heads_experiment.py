@@ -10,7 +10,7 @@ import typer
 from cliffstore.cli.output import Json, OptionsFrom, StoreUrl, open_to_read, print_json, print_table
 
 if TYPE_CHECKING:
-    from cliffstore.run.experiment_settings import ExperimentReport
+    from cliffstore.run.experiment.settings import ExperimentReport
 
 _HELP = """Trace heads on half of the harmful prompts, switch the worst off on the others and on benign ones.
 

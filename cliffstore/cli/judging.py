@@ -10,7 +10,7 @@ import typer
 from cliffstore.cli.output import Config, Json, print_json, print_table
 
 if TYPE_CHECKING:
-    from cliffstore.run.judging import JudgeReport
+    from cliffstore.run.judging.judging import JudgeReport
 
 _HELP = """Say which responses refuse: attack success and over-refusal, with 95 % intervals.
 
@@ -72,8 +72,8 @@ def judge(
     json: Json = False,
 ) -> None:
     from cliffstore.cli.extraction import parse_map
-    from cliffstore.run.judging import run_judging
-    from cliffstore.run.judging_config import JudgeConfig
+    from cliffstore.run.judging.config import JudgeConfig
+    from cliffstore.run.judging.judging import run_judging
     from cliffstore.run.progress import choose_reporter
     from cliffstore.settings import read_config
 

@@ -9,7 +9,7 @@ import typer
 from cliffstore.cli.output import Config, Json, MaybeStoreUrl, open_store, print_json
 
 if TYPE_CHECKING:
-    from cliffstore.run.plotting import Plot
+    from cliffstore.run.report.plotting import Plot
 
 _HELP = """Draw what a store holds: .png, .svg, or .json, which is the chart with its data as Vega-Lite to edit.
 

@@ -149,7 +149,7 @@ def show(
         from cliffstore.publish.charts.layers import layer_heat_map
         from cliffstore.publish.charts.pictures import kind_of, picture
         from cliffstore.publish.charts.theme import themed
-        from cliffstore.run.directions import put_file
+        from cliffstore.run.interventions.directions import put_file
 
         title = f"{document.name}: {document.kind}, {document.site}"
         content = picture(themed(layer_heat_map(document), "light", title=title), kind_of(heatmap))
@@ -192,7 +192,7 @@ def bring(
     replace: Replace = False,
     json: Json = False,
 ) -> None:
-    from cliffstore.run.directions import read_direction
+    from cliffstore.run.interventions.directions import read_direction
 
     with open_to_read(store, config) as opened:
         weights, offset = read_direction(file, opened.reader.objects.storage_options if "://" in file else None)

@@ -28,9 +28,9 @@ from cliffstore.config import (
     ScoreConfig,
     SelectConfig,
 )
-from cliffstore.run.generation_config import GenerateConfig
-from cliffstore.run.intervention_files import InterventionConfig
-from cliffstore.run.judging_config import JudgeConfig
+from cliffstore.run.generation.config import GenerateConfig
+from cliffstore.run.interventions.files import InterventionConfig
+from cliffstore.run.judging.config import JudgeConfig
 from cliffstore.schema import DOCUMENTS, FORMAT_VERSION, SEAL, TABLES, TRAINING_SET_VERSION, Document
 from cliffstore.settings import Settings
 

@@ -13,7 +13,7 @@ from cliffstore.analyze.large import returned_memory
 from cliffstore.analyze.probe import SMALL, fit_probe, size_of
 from cliffstore.config import ProbeConfig, check_name
 from cliffstore.errors import ConfigError
-from cliffstore.run.directions import as_vector
+from cliffstore.run.interventions.directions import as_vector
 from cliffstore.run.progress import Piece, Reporter
 from cliffstore.run.tasks import open_tasks
 from cliffstore.schema import ProbeDocument

@@ -19,7 +19,7 @@ from cliffstore.run.captures import choose_dtype
 from cliffstore.run.estimate import confirm, corpus_shape, estimate
 from cliffstore.run.executor import Executor, from_anywhere
 from cliffstore.run.goals import Goal, find_goal
-from cliffstore.run.interventions import check_shared_rows, find_interventions, tell_without_effect
+from cliffstore.run.interventions.steps import check_shared_rows, find_interventions, tell_without_effect
 from cliffstore.run.live_probes import bring_probes
 from cliffstore.run.outcomes import Outcomes
 from cliffstore.run.placement import check_placement, choose_executor

@@ -16,17 +16,17 @@ from cliffstore.publish.criteria import SelectionSettings
 from cliffstore.publish.export import ExportReport, export_selection
 from cliffstore.publish.refusals import read_phrases
 from cliffstore.publish.selection import SelectionReport, select_examples, told
-from cliffstore.run.attention_by_segment import StoreAttention
 from cliffstore.run.clipping import ClipReport, KeptFigures, clip_corpus, clip_figures
-from cliffstore.run.directions import write_direction
-from cliffstore.run.experiment_store import StoreExperiments
-from cliffstore.run.heads_store import StoreHeads
+from cliffstore.run.experiment.store import StoreExperiments
+from cliffstore.run.heads.attention import StoreAttention
+from cliffstore.run.heads.store import StoreHeads
+from cliffstore.run.interventions.directions import write_direction
 from cliffstore.run.lent_probes import lend
 from cliffstore.run.origins import Origins
-from cliffstore.run.plotting import StorePlots
 from cliffstore.run.ranking import draw_curves, rank
 from cliffstore.run.repair import RepairReport, repair_store
-from cliffstore.run.reporting import StoreReports
+from cliffstore.run.report.plotting import StorePlots
+from cliffstore.run.report.reporting import StoreReports
 from cliffstore.run.scoring import ScoringReport, score_store
 from cliffstore.schema import ProbeDocument
 from cliffstore.settings import read_config

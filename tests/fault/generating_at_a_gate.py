@@ -8,7 +8,7 @@ import sys
 import time
 
 from cliffstore.cli.main import main
-from cliffstore.run.generation_workers import ModelWorker
+from cliffstore.run.generation.workers import ModelWorker
 
 
 def hold(gate: str, most: int, log: str) -> None:

@@ -12,7 +12,7 @@ from generated import Row, generate, models_loaded_once, rows_of, texts_of
 
 import cliffstore
 from cliffstore.cli.main import main
-from cliffstore.model.planted import PlantSettings, plant
+from cliffstore.model.planted.model import PlantSettings, plant
 from cliffstore.store.reader import StoreReader
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ import pytest
 from commands import write_jsonl
 from generated import Row, generate, models_loaded_once, rows_of
 
-from cliffstore.model.planted import Planted, PlantSettings, plant
+from cliffstore.model.planted.model import Planted, PlantSettings, plant
 
 
 @pytest.fixture(autouse=True, scope="module")

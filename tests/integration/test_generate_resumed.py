@@ -18,7 +18,7 @@ from servers import Storage
 
 import cliffstore
 from cliffstore.errors import StoreError
-from cliffstore.model.planted import PlantSettings, plant
+from cliffstore.model.planted.model import PlantSettings, plant
 
 ROOT = Path(__file__).parents[2]
 GATE = ROOT / "tests" / "fault" / "generating_at_a_gate.py"
@@ -144,7 +144,7 @@ def test_batch_that_does_not_fit_is_divided(
 def test_failed_batch_is_counted_and_alone_is_run_again(
     planted: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cliffstore.run.generation_workers import ModelWorker
+    from cliffstore.run.generation.workers import ModelWorker
 
     rows = ModelWorker._rows
     seen: list[int] = []
@@ -170,7 +170,7 @@ def test_failed_batch_is_counted_and_alone_is_run_again(
 def test_interrupted_run_says_what_is_kept(
     planted: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cliffstore.run.generation_workers import ModelWorker
+    from cliffstore.run.generation.workers import ModelWorker
 
     rows = ModelWorker._rows
     calls: list[int] = []
@@ -191,7 +191,7 @@ def test_interrupted_run_says_what_is_kept(
 def test_output_and_pieces_in_object_storage(
     planted: Path, corpus: Path, moto_s3: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cliffstore.run import generating
+    from cliffstore.run.generation import generating
 
     url = moto_s3.new_url() + ".parquet"
     given = {"model": str(planted), "limit": 6, "batch_size": 2}
@@ -214,7 +214,7 @@ def test_another_run_of_the_same_command_is_no_failure(
     planted: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It ends first, and clears away the work (before this one generates) or the pieces (before this one writes)."""
-    from cliffstore.run import generating
+    from cliffstore.run.generation import generating
 
     for name in ("_generate", "write_output"):
         owner = generating._Run if name == "_generate" else generating

@@ -18,7 +18,7 @@ from generated import generate, rows_of, texts_of
 from ray_processes import end, environment, family, private_folder, run_bounded
 from servers import free_port
 
-from cliffstore.model.planted import PlantSettings, plant
+from cliffstore.model.planted.model import PlantSettings, plant
 
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 180.0

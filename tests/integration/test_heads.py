@@ -13,7 +13,7 @@ from quick import quick_runs
 from told import Told
 
 from cliffstore import Store
-from cliffstore.model.planted import Planted, PlantSettings, plant
+from cliffstore.model.planted.model import Planted, PlantSettings, plant
 from cliffstore.run.stages import extract
 
 EXAMPLES = 6

@@ -14,8 +14,8 @@ from commands import ok, run_cli, snapshot, write_jsonl
 from quick import quick_runs
 
 import cliffstore
-from cliffstore.model.planted_words import JAILBREAK
-from cliffstore.run import attention_by_segment
+from cliffstore.model.planted.words import JAILBREAK
+from cliffstore.run.heads import attention
 
 N_EXAMPLES = 24
 
@@ -110,8 +110,8 @@ def test_idle_head_spreads_evenly(planted: Planted) -> None:
 def test_how_examples_go_through_does_not_matter(planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
     at = ("--heads", f"{planted.gate},1:0,3:2", "--positions", "think,decision")
     whole = look(planted, *at)["attention"]
-    monkeypatch.setattr(attention_by_segment, "_PASS_TOKENS", 1)
-    monkeypatch.setattr(attention_by_segment, "_EXAMPLES", 5)
+    monkeypatch.setattr(attention, "_PASS_TOKENS", 1)
+    monkeypatch.setattr(attention, "_EXAMPLES", 5)
     for one, other in zip(whole, look(planted, *at)["attention"], strict=True):
         assert one["segment"] == other["segment"]
         assert one["mass"] == pytest.approx(other["mass"], abs=1e-5)  # type: ignore[arg-type]

@@ -14,10 +14,10 @@ from quick import quick_runs
 from told import Told
 
 from cliffstore import Store
-from cliffstore.model.planted import Planted, PlantSettings, plant
-from cliffstore.run import experiment_model
-from cliffstore.run.experiment_settings import ExperimentReport
-from cliffstore.run.heads_results import write_heads
+from cliffstore.model.planted.model import Planted, PlantSettings, plant
+from cliffstore.run.experiment import model as experiment_model
+from cliffstore.run.experiment.settings import ExperimentReport
+from cliffstore.run.heads.results import write_heads
 from cliffstore.run.stages import extract
 from cliffstore.store.objects import ObjectStore
 

@@ -18,8 +18,8 @@ from told import Told
 from cliffstore import Store
 from cliffstore.errors import CliffstoreError, ConfigError, ExtractionError, ProbeError
 from cliffstore.model import knockout, loader
-from cliffstore.model.planted import Planted, PlantSettings, plant
-from cliffstore.run import heads_shares
+from cliffstore.model.planted.model import Planted, PlantSettings, plant
+from cliffstore.run.heads import shares as heads_shares
 from cliffstore.run.lent_probes import lend
 from cliffstore.run.stages import extract
 from cliffstore.store.objects import ObjectStore
@@ -151,7 +151,7 @@ def test_nan_names_example_and_layer(twins: Twins, monkeypatch: pytest.MonkeyPat
         model.layers[2].mlp.register_forward_hook(break_block)
         return model
 
-    monkeypatch.setattr("cliffstore.run.heads_ablate.load_model", poisoned)
+    monkeypatch.setattr("cliffstore.run.heads.ablate.load_model", poisoned)
     monkeypatch.setattr("cliffstore.extract.runner.load_model", poisoned)
     told = _refusal(twins, ExtractionError, "main", heads="2:1", controls=0)
     assert f"NaN or Inf at layer 2 in example {name!r}" in told

@@ -221,7 +221,7 @@ def test_command_that_is_interrupted_says_so(responses: Path, monkeypatch: pytes
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cliffstore.run.judging.run_judging", interrupted)
+    monkeypatch.setattr("cliffstore.run.judging.judging.run_judging", interrupted)
     result = run_cli("judge", responses)
     assert (result.code, result.stderr) == (130, "error: interrupted\n")
 

@@ -12,9 +12,9 @@ import pytest
 from commands import ok, run_cli
 from quick import quick_runs
 
-from cliffstore.model.planted import CORPUS, PROBE, PlantedTruth, PlantSettings, plant
-from cliffstore.run.heads_results import read_heads
-from cliffstore.run.interventions import suppressors
+from cliffstore.model.planted.model import CORPUS, PROBE, PlantedTruth, PlantSettings, plant
+from cliffstore.run.heads.results import read_heads
+from cliffstore.run.interventions.steps import suppressors
 from cliffstore.store.objects import ObjectStore
 from cliffstore.store.probes import read_probe
 

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 import cliffstore
 from cliffstore import Store
-from cliffstore.model.planted import Planted, PlantSettings, plant
+from cliffstore.model.planted.model import Planted, PlantSettings, plant
 
 SETTINGS = PlantSettings(seed=6, layers=5, heads=6, suppressors=4)
 EXAMPLES = 90

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from cliffstore.errors import ConfigError
-from cliffstore.run.directions import as_vector, read_direction, write_direction
+from cliffstore.run.interventions.directions import as_vector, read_direction, write_direction
 
 CAPTURE = made_up_capture("capture-1", 2, 8, "float32", "main")
 

@@ -22,8 +22,8 @@ from cliffstore.model.identity import ModelSource
 from cliffstore.model.sampling import Sampling, gumbel_noise, processors
 from cliffstore.publish.completions import Endpoint
 from cliffstore.records import SEGMENTS, Segment
-from cliffstore.run.generation_job import EndpointSpec, GenerationJob, ModelSpec, Windows, noise_key
-from cliffstore.run.generation_positions import RowRoles, role_at_end
+from cliffstore.run.generation.job import EndpointSpec, GenerationJob, ModelSpec, Windows, noise_key
+from cliffstore.run.generation.positions import RowRoles, role_at_end
 from cliffstore.schema import ModelIdentity
 
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from cliffstore.corpus.drafts import LocatedRow
 from cliffstore.corpus.template import Renderer
 from cliffstore.errors import ConfigError
-from cliffstore.model.planted import Planted, PlantSettings, plant
+from cliffstore.model.planted.model import Planted, PlantSettings, plant
 from cliffstore.model.sites import locate, output_projection
 from cliffstore.records import SEGMENTS, CorpusRow, Message, RenderedExample
 

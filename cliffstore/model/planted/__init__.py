@@ -1,0 +1,1 @@
+"""A transformer whose refusal mechanism is set by hand."""

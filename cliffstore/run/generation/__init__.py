@@ -1,0 +1,1 @@
+"""`cliffstore generate`: thinking and responses for a corpus."""

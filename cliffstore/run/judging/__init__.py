@@ -1,0 +1,1 @@
+"""`cliffstore judge`: which responses refuse."""
