@@ -58,7 +58,7 @@ def planted(
 
 
 def _listed(value: object) -> object:
-    """Return names with commas; heads as layer.head."""
+    """Return names with commas; heads as layer:head."""
     if not isinstance(value, tuple):
         return value
-    return ", ".join(f"{one[0]}.{one[1]}" if isinstance(one, tuple) else str(one) for one in value)
+    return ", ".join(f"{one[0]}:{one[1]}" if isinstance(one, tuple) else str(one) for one in value)

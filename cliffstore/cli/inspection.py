@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cliffstore.cli.output import Json, OptionsFrom, StoreUrl, open_to_read, print_json, print_lines, print_table
+from cliffstore.cli.output import (
+    Json,
+    OptionsFrom,
+    StoreUrl,
+    as_words,
+    open_to_read,
+    print_json,
+    print_lines,
+    print_table,
+)
 from cliffstore.errors import ConfigError
 from cliffstore.text import printable
 
@@ -36,13 +45,11 @@ def info(store: StoreUrl, config: OptionsFrom = None, json: Json = False) -> Non
         print_json(found)
         return
     plans, captures = found.pop("plans"), found.pop("captures")
-    print_lines(
-        {name: ", ".join(value) or "none" if isinstance(value, list) else value for name, value in found.items()}
-    )
+    print_lines(found)
     for rows in (plans, captures):
         if isinstance(rows, list) and rows:
             print()
-            print_table(list(rows[0]), [list(row.values()) for row in rows])
+            print_table(list(rows[0]), [[as_words(value) for value in row.values()] for row in rows])
 
 
 def verify(

@@ -104,7 +104,18 @@ def print_lines(facts: Mapping[str, object]) -> None:
     """Print names and values, one a line."""
     width = max((len(name) for name in facts), default=0)
     for name, value in facts.items():
-        print(f"{name:<{width}}  {printable(str(value))}")
+        print(f"{name:<{width}}  {printable(as_words(value))}")
+
+
+def as_words(value: object) -> str:
+    """Return a value as people write it: `-` for none, commas between several, `name value` for what has names."""
+    if value is None:
+        return "-"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {as_words(item)}" for name, item in value.items()) or "none"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(as_words, value)) or "none"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, full: bool = False) -> None:

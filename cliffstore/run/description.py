@@ -42,6 +42,8 @@ def describe_store(reader: StoreReader) -> dict[str, object]:
         "scores": reader.objects.folders(layout.SCORES),
         "cliffs": _tables_in(reader, layout.CLIFFS),
         "selections": _tables_in(reader, layout.SELECTIONS),
+        "heads": _tables_in(reader, layout.HEADS),
+        "experiments": _tables_in(reader, layout.EXPERIMENTS),
     }
 
 

@@ -169,6 +169,7 @@ def test_a_shortlist_is_measured_as_a_set_beside_random_sets(case: Case) -> None
     ).json  # fmt: skip
     assert made["heads"] == k
     assert made["set_effect"] > made["control_effects"][2]
+    assert {"refusal-direct", "set"} <= set(ok("info", store, "--json").json["heads"])
     rows = made["figures"]
     together = [row for row in rows if row["n_controls"]]
     assert [row["n_controls"] for row in together] == [6]

@@ -147,7 +147,7 @@ def test_saved_folder_is_the_model_of_its_settings(folder: Path, planted: Plante
 def test_people_read_what_was_written_and_what_to_try(tmp_path: Path) -> None:
     place = tmp_path / "a folder"
     printed = ok("heads", "planted", place, "--examples", "3").text
-    assert "suppressors  1." in printed
+    assert "suppressors  1:" in printed
     assert f"cliffstore extract '{place}/corpus.jsonl' --model '{place}' --store '{place}-store'" in printed
     assert f"cliffstore probe import '{place}-store' '{place}/probe.safetensors' --name planted --layer 4" in printed
     assert f"cliffstore cliff '{place}-store' --probe planted" in printed

@@ -232,6 +232,16 @@ def test_seal_is_over_what_is_added_too(tmp_path: Path) -> None:
     assert [finding["key"] for finding in result.json["findings"]] == [key]
 
 
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_people_read_words(case: Path) -> None:
+    """Not the way that Python writes lists, dictionaries and nothing."""
+    probes = run_cli("info", case / "store", "--json").json["probes"]
+    commands = [("info", case / "store"), *(("probe", "show", case / "store", "--name", name) for name in probes)]
+    for said in (run_cli(*command).text for command in commands):
+        assert "llama" in said or "resid_post" in said
+        assert not any(sign in said for sign in ("{", "['", "None"))
+
+
 def test_store_of_a_newer_format_is_refused_in_one_line(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(CASES[0] / "store", tmp_path / "store"))
     _rewrite(folder / "manifest.json", format_version=FORMAT_VERSION + 1)
