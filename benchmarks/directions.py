@@ -32,10 +32,10 @@ from rich.console import Console
 from rich.table import Table
 
 from cliffstore.analyze.rates import Rate
-from cliffstore.run.demo import shipped_model
 from cliffstore.run.generation.generating import generate
 from cliffstore.run.judging.judging import judge
 from cliffstore.run.progress import LineReporter
+from cliffstore.run.shipped_model import shipped_model
 from cliffstore.run.stages import extract
 from cliffstore.run.store import Store
 

@@ -21,7 +21,8 @@ from cliffstore.model.generation import Prompt, TextGenerator
 from cliffstore.model.gguf import converted
 from cliffstore.model.identity import find_model
 from cliffstore.model.loader import load_model, load_tokenizer
-from cliffstore.run.demo import corpus_path, shipped_model
+from cliffstore.run.demo import corpus_path
+from cliffstore.run.shipped_model import shipped_model
 
 
 def main() -> None:

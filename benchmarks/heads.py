@@ -50,7 +50,7 @@ from cliffstore.model.loader import load_model, load_tokenizer
 from cliffstore.model.sites import arrays_of, locate
 from cliffstore.model.undisturbed import Prompt
 from cliffstore.ranks import spearman
-from cliffstore.run.demo import shipped_model
+from cliffstore.run.shipped_model import shipped_model
 
 BATCH, PASS_TOKENS, LINE_TOKENS = 16, 512, 2_048
 WORDS = "Paint plan a small garden letter about the sea for our school and list three quiet birds near water"

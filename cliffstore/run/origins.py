@@ -18,6 +18,7 @@ from cliffstore.run.captures import draft_capture
 from cliffstore.run.planned import Planned
 from cliffstore.run.planning import plan_corpus
 from cliffstore.run.progress import Reporter
+from cliffstore.run.shipped_model import is_shipped, shipped_model
 from cliffstore.schema import CaptureDocument, ModelIdentity, PlanDocument, ProbeDocument, model_key
 from cliffstore.store.objects import ObjectStore
 from cliffstore.store.reader import StoreReader, compact_ranges
@@ -132,8 +133,8 @@ def _tokenizers(
     reader: StoreReader, origins: Origins, reporter: Reporter, failures: list[str]
 ) -> Iterator[tuple[str, ModelSource]]:
     """Yield models that may have the tokenizer of a store."""
-    named = [one.model.name for one in reader.captures() if _can_be_found(one.model.name, one.model.revision)]
-    named += [name for name in (reader.manifest.tokenizer.name,) if _can_be_found(name, None)]
+    named = [place for one in reader.captures() for place in places_named(one.model.name, one.model.revision)]
+    named += places_named(reader.manifest.tokenizer.name, None)
     for name in dict.fromkeys([*origins.models, *named]):
         try:
             yield name, find_model(name, None, reporter.notice)
@@ -147,10 +148,8 @@ def _find(model: ModelIdentity, dtype: str, whose: str, origins: Origins, report
     failures: list[str] = []
     adapters: list[str | None] = [None]
     if model.adapter:
-        named = [model.adapter.name] if _can_be_found(model.adapter.name, None) else []
-        adapters = [*origins.adapters, *named]
-    named = [model.name] if _can_be_found(model.name, model.revision) else []
-    for name in dict.fromkeys([*origins.models, *named]):
+        adapters = [*origins.adapters, *places_named(model.adapter.name, None)]
+    for name in dict.fromkeys([*origins.models, *places_named(model.name, model.revision)]):
         for adapter in dict.fromkeys(adapters):
             try:
                 source = find_model(name, model.revision, reporter.notice, adapter)
@@ -167,9 +166,15 @@ def _find(model: ModelIdentity, dtype: str, whose: str, origins: Origins, report
     )
 
 
-def _can_be_found(name: str, revision: str | None) -> bool:
-    """Tell a name on the hub, or a folder that is there, from the last part of a path somewhere else."""
-    return revision is not None or "/" in name or Path(name).expanduser().exists()
+def places_named(name: str, revision: str | None) -> list[str]:
+    """Return where something is by the name that a store keeps.
+
+    That is a name on the hub, a folder that is there, or the model that is installed; but not the last part of a path
+    somewhere else.
+    """
+    if revision is not None or "/" in name or Path(name).expanduser().exists():
+        return [name]
+    return [str(shipped_model())] if is_shipped(name) else []
 
 
 def _config(objects: ObjectStore, found: _Found, origins: Origins, dtype: str, alias: str) -> ExtractConfig:

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 
 import cliffstore
 from cliffstore.model.gguf import converted
-from cliffstore.run.demo import shipped_model
+from cliffstore.run.shipped_model import shipped_model
 from cliffstore.store.writer import capture_specs
 
 HERE = Path(__file__).parent
