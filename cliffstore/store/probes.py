@@ -72,6 +72,11 @@ def read_probe(objects: ObjectStore, name: str) -> tuple[ProbeDocument, ProbeWei
     return document, ProbeWeights(stored["w"], float(stored["b"][0]))
 
 
+def taken(name: str) -> ProbeError:
+    """Return the error for a name that another probe has."""
+    return ProbeError(f"probe {name!r} is there already: choose another --name, or pass --replace")
+
+
 def write_probe(objects: ObjectStore, document: ProbeDocument, weights: ProbeWeights, *, replace: bool) -> None:
     """Write a probe. An equal one that is there already is left alone.
 
@@ -86,7 +91,7 @@ def write_probe(objects: ObjectStore, document: ProbeDocument, weights: ProbeWei
         keep_copies(objects, name)
         return
     if held is not None and not replace:
-        raise ProbeError(f"probe {name!r} is there already: choose another --name, or pass --replace")
+        raise taken(name)
     if held is not None:
         # The probe goes last: a run that is cut off here finds it again, and with it what there is to remove.
         documents.delete(objects, layout.cliffs_document(name))
