@@ -100,9 +100,10 @@ COLUMNS: dict[str, dict[str, str]] = {
     "skipped": {
         "id": "the corpus's id; null where it could not be read",
         "source": "as in examples; null where it could not be read",
-        "location": "file:line or file:row",
-        "reason": "`empty prompt`, `bad row`, `longer than the context` or `in the store already`: what is counted",
-        "detail": "what is wrong with this row, in words",
+        "location": "file:line or file:row; empty where the row is in the store already",
+        "reason": "what is counted: `empty prompt`, `bad row`, `template refused`, `template altered the text`, "
+        "`longer than the context`, `no position to store` or `in the store already`",
+        "detail": "what is wrong with this row, in words; empty where the reason says it all",
     },
     "scores": {
         "example": _EXAMPLE,

@@ -255,7 +255,7 @@ _KINDS_OF_OPTION = {
 
 
 class PlotConfig(StoreConfig):
-    """Everything that `cliffstore plot` can be told; which options a kind of plot has is in `_KINDS_OF_OPTION`."""
+    """Everything that `cliffstore plot` can be told; `cliffstore plot KIND --help` has those of a kind."""
 
     kind: Literal["curve", "cliffs", "layers", "tokens"]
     output: str | None = Field(default=None, description="path or URL that ends in .png, .svg or .json")

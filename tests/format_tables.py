@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -86,11 +87,13 @@ def _fields(schema: dict, defs: dict, prefix: str, document: str, shown: dict[st
     lines = []
     for name, field in schema["properties"].items():
         kind, inner, many = _kind(field, defs)
-        meaning = field.get("description") or MEANINGS.get(name, "")
+        meaning = field.get("description") or MEANINGS.get(name, "") or _choices(field)
         known = {shown.setdefault(one["title"], document) for one in inner} - {document}
         if known:
             meaning = f"{meaning}; as in {known.pop()}".removeprefix("; ")
             inner = []
+        if name not in schema.get("required", ()):
+            meaning = f"{meaning}; {_absence(field)}".removeprefix("; ")
         lines.append(f"| `{prefix}{name}` | {kind} | {_escaped(meaning)} |")
         for one in inner:
             lines += _fields(one, defs, f"{prefix}{name}{'[]' if many else ''}.", document, shown)
@@ -114,6 +117,18 @@ def _kind(field: dict, defs: dict) -> tuple[str, list[dict], bool]:
         values = field.get("additionalProperties")
         return f"text -> {_kind(values, defs)[0]}" if isinstance(values, dict) else "object", [], False
     return _TYPES.get(str(field.get("type")), "value"), [], False
+
+
+def _choices(field: dict) -> str:
+    """Return the values that a field may have, where the contract lists them."""
+    values = field.get("enum") or [field[key] for key in ("const",) if key in field]
+    return ", ".join(f"`{value}`" for value in values)
+
+
+def _absence(field: dict) -> str:
+    """Return what it means that an optional field is missing."""
+    empty = {"array": [], "object": {}}.get(field.get("type", ""))
+    return f"if missing: {json.dumps(field.get('default', empty))}"
 
 
 def _escaped(text: str) -> str:

@@ -31,7 +31,8 @@ def score(
     store: MaybeStoreUrl = None,
     config: Config = None,
     probe: Annotated[
-        list[str] | None, typer.Option("--probe", help="Name of a probe; repeatable. all: every probe of the store.")
+        list[str] | None,
+        typer.Option("--probe", help="Name of a probe; repeatable. all: every probe of the store. Required."),
     ] = None,
     model: Annotated[
         str | None,
@@ -41,7 +42,7 @@ def score(
         ),
     ] = None,
     executor: Annotated[
-        str | None, typer.Option(help="auto, local, ray. auto is ray where RAY_ADDRESS is set.")
+        str | None, typer.Option(help="auto, local, ray. Default: auto, which is ray where RAY_ADDRESS is set.")
     ] = None,
     actors: Annotated[int | None, typer.Option(help="Ray actors. Default: one a node.")] = None,
     json: Json = False,

@@ -48,7 +48,7 @@ def add_to(app: typer.Typer) -> None:
 def cliff(
     store: MaybeStoreUrl = None,
     config: Config = None,
-    probe: Annotated[list[str] | None, typer.Option("--probe", help="Name of a probe; repeatable.")] = None,
+    probe: Annotated[list[str] | None, typer.Option("--probe", help="Name of a probe; repeatable. Required.")] = None,
     plateau: Annotated[
         str | None,
         typer.Option(help="Of the scores over the thinking: mean, median, max, a quantile (q0.9). Default: mean."),

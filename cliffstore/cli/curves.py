@@ -31,7 +31,7 @@ def add_to(app: typer.Typer) -> None:
 def curve(
     store: MaybeStoreUrl = None,
     config: Config = None,
-    probe: Annotated[list[str] | None, typer.Option("--probe", help="Name of a probe; repeatable.")] = None,
+    probe: Annotated[list[str] | None, typer.Option("--probe", help="Name of a probe; repeatable. Required.")] = None,
     group_by: Annotated[
         str | None, typer.Option(help="Column of examples, or SQL expression: a curve for each value.")
     ] = None,

@@ -27,8 +27,8 @@ def extract(
             help="JSONL, JSON, CSV, Parquet, a datasets folder; paths or URLs. Without: the plans that the store holds."
         ),
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Local folder, hub name, or .gguf file.")] = None,
-    store: Annotated[str | None, typer.Option(help="Path or URL of the store.")] = None,
+    model: Annotated[str | None, typer.Option(help="Local folder, hub name, or .gguf file. Required.")] = None,
+    store: Annotated[str | None, typer.Option(help="Path or URL of the store. Required.")] = None,
     config: Annotated[
         str | None, typer.Option(help="YAML file with any of these options; the command line wins.")
     ] = None,
@@ -64,10 +64,10 @@ def extract(
     model_alias: Annotated[str | None, typer.Option(help="Name of the model in the store. Default: main.")] = None,
     revision: Annotated[str | None, typer.Option(help="Revision of a hub model.")] = None,
     executor: Annotated[
-        str | None, typer.Option(help="auto, local, ray. auto is ray where RAY_ADDRESS is set.")
+        str | None, typer.Option(help="auto, local, ray. Default: auto, which is ray where RAY_ADDRESS is set.")
     ] = None,
     actors: Annotated[int | None, typer.Option(help="Ray actors. Default: one a GPU, else one a node.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda ...")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda ... Default: auto.")] = None,
     adapter: Annotated[str | None, typer.Option(help="PEFT adapter over the model: folder or hub name.")] = None,
     intervene: Annotated[
         str | None,
@@ -76,7 +76,9 @@ def extract(
             "--model-alias."
         ),
     ] = None,
-    gpus_per_actor: Annotated[int | None, typer.Option(help="GPUs that one copy of the model is spread over.")] = None,
+    gpus_per_actor: Annotated[
+        int | None, typer.Option(help="GPUs that one copy of the model is spread over. Default: 1.")
+    ] = None,
     passes: Annotated[
         str | None, typer.Option(help="auto, tree, padded: how forward passes are made. Default: measured.")
     ] = None,
@@ -88,7 +90,9 @@ def extract(
     max_tokens: Annotated[int | None, typer.Option(help="Skip longer examples. Default: the model's context.")] = None,
     think_open: Annotated[str | None, typer.Option(help="Text before thinking. Default: the template's.")] = None,
     think_close: Annotated[str | None, typer.Option(help="Text after thinking. Default: the template's.")] = None,
-    template_date: Annotated[str | None, typer.Option(help="Date for templates that print one.")] = None,
+    template_date: Annotated[
+        str | None, typer.Option(help="Date for templates that print one. Default: 2024-07-26.")
+    ] = None,
     allow_nonfinite: Annotated[
         bool, typer.Option("--allow-nonfinite", help="Store NaN and Inf instead of failing.")
     ] = False,

@@ -25,10 +25,11 @@ def generate(
         list[str] | None, typer.Argument(help="JSONL, JSON, CSV, Parquet, a datasets folder; paths or URLs.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Local folder, hub name, or .gguf file; with --endpoint, its name there.")
+        str | None,
+        typer.Option(help="Local folder, hub name, or .gguf file; with --endpoint, its name there. Required."),
     ] = None,
     output: Annotated[
-        str | None, typer.Option("-o", "--output", help="File that ends in .jsonl or .parquet; path or URL.")
+        str | None, typer.Option("-o", "--output", help="File that ends in .jsonl or .parquet; path or URL. Required.")
     ] = None,
     config: Config = None,
     map: Annotated[
@@ -57,16 +58,20 @@ def generate(
     revision: Annotated[str | None, typer.Option(help="Revision of a hub model.")] = None,
     adapter: Annotated[str | None, typer.Option(help="PEFT adapter over the model: folder or hub name.")] = None,
     executor: Annotated[
-        str | None, typer.Option(help="auto, local, ray. auto is ray where RAY_ADDRESS is set.")
+        str | None, typer.Option(help="auto, local, ray. Default: auto, which is ray where RAY_ADDRESS is set.")
     ] = None,
     actors: Annotated[int | None, typer.Option(help="Ray actors. Default: one a GPU, else one a node.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda ...")] = None,
-    gpus_per_actor: Annotated[int | None, typer.Option(help="GPUs that one copy of the model is spread over.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda ... Default: auto.")] = None,
+    gpus_per_actor: Annotated[
+        int | None, typer.Option(help="GPUs that one copy of the model is spread over. Default: 1.")
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Examples that are generated at once. Default: 16.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Skip longer prompts. Default: the model's context.")] = None,
     think_open: Annotated[str | None, typer.Option(help="Text before thinking. Default: the template's.")] = None,
     think_close: Annotated[str | None, typer.Option(help="Text after thinking. Default: the template's.")] = None,
-    template_date: Annotated[str | None, typer.Option(help="Date for templates that print one.")] = None,
+    template_date: Annotated[
+        str | None, typer.Option(help="Date for templates that print one. Default: 2024-07-26.")
+    ] = None,
     endpoint: Annotated[
         str | None,
         typer.Option(help="URL up to /v1 that answers OpenAI's chat completions; key: CLIFFSTORE_ENDPOINT_KEY."),

@@ -41,7 +41,6 @@ _SHOW = "Show what was measured of heads: a map of layers and heads, and the lar
 _COLUMNS = ("heads", "to_decision", "group", "n", "mean", "low", "high", "control_mean", "control_low", "control_high")
 
 Probe = Annotated[str, typer.Option("--probe", help="Name of a probe.")]
-Name = Annotated[str | None, typer.Option("--name", help="Name of the result.")]
 Where = Annotated[str | None, typer.Option(help="SQL condition over examples.")]
 GroupBy = Annotated[str | None, typer.Option(help="Column of examples, or SQL expression: figures for each value.")]
 Model = Annotated[str | None, typer.Option(help="Where the probe's model is, if not where the store says.")]
@@ -65,7 +64,7 @@ def trace(
     store: StoreUrl,
     probe: Probe,
     config: OptionsFrom = None,
-    name: Name = None,
+    name: Annotated[str | None, typer.Option(help="Name of the result. Default: <probe>-direct.")] = None,
     where: Where = None,
     group_by: GroupBy = None,
     positions: Annotated[str, typer.Option(help="decision, or distances from it such as -8..0.")] = "decision",
@@ -107,7 +106,7 @@ def ablate(
     store: StoreUrl,
     probe: Probe,
     config: OptionsFrom = None,
-    name: Name = None,
+    name: Annotated[str | None, typer.Option(help="Name of the result. Default: <probe>-knockout.")] = None,
     heads: Annotated[str | None, typer.Option(help="layer:head with commas, such as 3:1,4:0. Default: all.")] = None,
     shortlist: Annotated[
         int | None, typer.Option(min=1, help="So many heads with the most negative shares of a trace.")

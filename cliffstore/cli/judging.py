@@ -27,7 +27,7 @@ def add_to(app: typer.Typer) -> None:
 
 def judge(
     corpus: Annotated[
-        list[str] | None, typer.Argument(metavar="[CORPUS]...", help="Files, folders or URLs; or a store.")
+        list[str] | None, typer.Argument(metavar="CORPUS", help="Files, folders or URLs; or a store.")
     ] = None,
     config: Config = None,
     output: Annotated[
@@ -49,7 +49,9 @@ def judge(
     benign_value: Annotated[str | None, typer.Option(help="For benign ones. Default: every other value.")] = None,
     group_by: Annotated[str | None, typer.Option(help="Column whose values have rates of their own.")] = None,
     suffix: Annotated[str | None, typer.Option(help="Of the names of the columns that are written.")] = None,
-    rules: Annotated[str | None, typer.Option(help="File of phrases that refusals begin with, one a line.")] = None,
+    rules: Annotated[
+        str | None, typer.Option(help="File of phrases that refusals begin with, one a line. Default: built-in ones.")
+    ] = None,
     endpoint: Annotated[
         str | None,
         typer.Option(help="URL up to /v1 of a model that judges. Its key is read from CLIFFSTORE_ENDPOINT_KEY."),

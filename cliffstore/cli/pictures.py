@@ -26,8 +26,8 @@ _TOKENS = """Draw the score at each token of one example: a curve over its segme
 Output = Annotated[
     str, typer.Option("-o", "--output", metavar="FILE", help="Path or URL that ends in .png, .svg or .json.")
 ]
-Probes = Annotated[list[str] | None, typer.Option("--probe", help="Name of a probe; repeatable.")]
-OneProbe = Annotated[str | None, typer.Option("--probe", help="Name of a probe.")]
+Probes = Annotated[list[str] | None, typer.Option("--probe", help="Name of a probe; repeatable. Required.")]
+OneProbe = Annotated[str | None, typer.Option("--probe", help="Name of a probe. Required.")]
 GroupBy = Annotated[str | None, typer.Option(help="Column of examples, or SQL expression: a line for each value.")]
 Where = Annotated[str | None, typer.Option(help="SQL condition over examples.")]
 Distances = Annotated[str | None, typer.Option(help="Distances from the decision position, such as -64..0.")]
@@ -124,7 +124,7 @@ def tokens(
     store: MaybeStoreUrl = None,
     config: Config = None,
     probe: OneProbe = None,
-    example: Annotated[str | None, typer.Option(help="Id of an example, or # and its number.")] = None,
+    example: Annotated[str | None, typer.Option(help="Id of an example, or # and its number. Required.")] = None,
     positions: Distances = None,
     theme: Theme = None,
     title: Title = None,

@@ -44,7 +44,7 @@ def add_to(app: typer.Typer) -> None:
 def fit(
     store: MaybeStoreUrl = None,
     config: Config = None,
-    name: Annotated[str | None, typer.Option("--name", help="Name of the probe.")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Name of the probe. Required.")] = None,
     kind: Annotated[str | None, typer.Option(help="logistic, mean_difference or lda. Default: logistic.")] = None,
     label: Annotated[str | None, typer.Option(help="Column of examples, or SQL expression. Default: label.")] = None,
     positive: Positive = None,
@@ -74,8 +74,12 @@ def fit(
         str | None, typer.Option(help="balanced: both classes count the same; none. Default: balanced.")
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of the split. Default: 0.")] = None,
-    executor: Annotated[str | None, typer.Option(help="Where layers are fitted: auto, local, ray.")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Layers that are fitted at once.")] = None,
+    executor: Annotated[
+        str | None, typer.Option(help="Where layers are fitted: auto, local, ray. Default: auto.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Layers that are fitted at once. Default: one a CPU.")
+    ] = None,
     memory_budget: Annotated[
         str | None, typer.Option(help="Vectors in memory at once, such as 2GB. Default: half of what is free.")
     ] = None,

@@ -40,8 +40,8 @@ def add_to(app: typer.Typer) -> None:
 def select(
     store: MaybeStoreUrl = None,
     config: Config = None,
-    name: Annotated[str | None, typer.Option("--name", help="Name of the selection.")] = None,
-    top: Annotated[str | None, typer.Option(help="A number such as 700, or a share such as 1.7%.")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Name of the selection. Required.")] = None,
+    top: Annotated[str | None, typer.Option(help="A number such as 700, or a share such as 1.7%. Required.")] = None,
     strategy: Annotated[
         str | None,
         typer.Option(
@@ -51,7 +51,9 @@ def select(
     ] = None,
     ascending: Annotated[bool, typer.Option("--ascending", help="Smallest value first.")] = False,
     seed: Annotated[int | None, typer.Option(min=0, help="Of random and rules. Default: 0.")] = None,
-    rules: Annotated[str | None, typer.Option(help="File of phrases that refusals begin with, one a line.")] = None,
+    rules: Annotated[
+        str | None, typer.Option(help="File of phrases that refusals begin with, one a line. Default: built-in ones.")
+    ] = None,
     probe: Annotated[str | None, typer.Option(help="Probe, where several have cliffs.")] = None,
     where: Annotated[str | None, typer.Option(help="SQL condition over examples (e) and cliffs (c).")] = None,
     min_plateau: Annotated[float | None, typer.Option(help="Least plateau, a logit.")] = None,
@@ -135,9 +137,9 @@ def _correlation(value: float | None) -> str:
 def export(
     store: MaybeStoreUrl = None,
     config: Config = None,
-    selection: Annotated[str | None, typer.Option(help="Name of a selection.")] = None,
+    selection: Annotated[str | None, typer.Option(help="Name of a selection. Required.")] = None,
     output: Annotated[
-        str | None, typer.Option("-o", "--output", help="Folder, or file that ends in .parquet; path or URL.")
+        str | None, typer.Option("-o", "--output", help="Folder, or file that ends in .parquet; path or URL. Required.")
     ] = None,
     format: Annotated[
         str | None, typer.Option(help="messages, prompt-completion, alpaca or raw. Default: messages.")

@@ -146,8 +146,8 @@ def score_errors(probe: str) -> str:
     return f"{SCORES}/{probe}"
 
 
-def receipt_of_scores(table: str) -> str:
-    """Return the key of the receipt that commits a table of scores."""
+def vouches_for(table: str) -> str:
+    """Return the key of the document that commits a table of scores, cliffs, heads, experiments or selections."""
     return f"{table.removesuffix('.parquet')}.json"
 
 

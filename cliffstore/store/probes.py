@@ -72,6 +72,11 @@ def read_probe(objects: ObjectStore, name: str) -> tuple[ProbeDocument, ProbeWei
     return document, ProbeWeights(stored["w"], float(stored["b"][0]))
 
 
+def taken(name: str) -> ProbeError:
+    """Return the error for a name that another probe has."""
+    return ProbeError(f"probe {name!r} is there already: choose another --name, or pass --replace")
+
+
 def write_probe(objects: ObjectStore, document: ProbeDocument, weights: ProbeWeights, *, replace: bool) -> None:
     """Write a probe. An equal one that is there already is left alone.
 
@@ -86,14 +91,15 @@ def write_probe(objects: ObjectStore, document: ProbeDocument, weights: ProbeWei
         keep_copies(objects, name)
         return
     if held is not None and not replace:
-        raise ProbeError(f"probe {name!r} is there already: choose another --name, or pass --replace")
+        raise taken(name)
     if held is not None:
-        documents.delete(objects, layout.probe_document(name))
-        documents.delete(objects, layout.probe_weights(name))
-        objects.delete(layout.scores_of(name))
-        objects.delete(layout.receipts_of(layout.score_errors(name)))
+        # The probe goes last: a run that is cut off here finds it again, and with it what there is to remove.
         documents.delete(objects, layout.cliffs_document(name))
         objects.delete(layout.cliffs_table(name))
+        objects.delete(layout.scores_of(name))
+        objects.delete(layout.receipts_of(layout.score_errors(name)))
+        documents.delete(objects, layout.probe_document(name))
+        documents.delete(objects, layout.probe_weights(name))
     content = weights.to_bytes()
     objects.put(layout.probe_weights(name), content)
     # A probe of another store may have been written by another version of safetensors.

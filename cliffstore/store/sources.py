@@ -24,7 +24,7 @@ class PlanTables:
 
 
 class NamedTables:
-    """All tables in a folder, each under its name in a first column; of scores, those with a receipt. Listed once."""
+    """All tables in a folder that have their document, each under its name in a first column. Listed once."""
 
     def __init__(
         self, reader: StoreReader, folder: str, schema: pa.Schema, column: str, name_of: Callable[[str], str]
@@ -39,8 +39,7 @@ class NamedTables:
     def _listed(self) -> ds.Dataset:
         sizes = self._reader.objects.sizes(self._folder)
         parquet = {key: size for key, size in sizes.items() if key.endswith(".parquet")}
-        if self._folder == layout.SCORES:
-            parquet = {key: size for key, size in parquet.items() if layout.receipt_of_scores(key) in sizes}
+        parquet = {key: size for key, size in parquet.items() if layout.vouches_for(key) in sizes}
         return tables.dataset(self._reader.objects, parquet, self.schema, self._names)
 
 

@@ -17,7 +17,8 @@ COMPOSE = INFRA / "compose.yaml"
 SCRIPTS = INFRA / "compose"
 _STRINGS = {"type": "array", "items": {"type": "string"}}
 _TIME = {"type": "string", "pattern": r"^(\d+(ms|s|m|h))+$"}
-_IMAGE = r"^[a-z0-9./-]+:(\$\{[A-Z]+:-[a-z]+\}|[A-Za-z0-9.-]+)$"
+_IMAGE = r"^([a-z0-9./-]+:\$\{[A-Z]+:-[a-z]+\}|\$\{[A-Z]+_IMAGE:-[a-z0-9./-]+:[A-Za-z0-9.-]+\})$"
+"""Of its own making, or one that may be another where a registry no longer has it."""
 _SERVICE = {
     "type": "object",
     "additionalProperties": False,

@@ -64,6 +64,21 @@ def test_placeholders_are_listed_and_are_those_of_the_files() -> None:
     assert images == {"registry.example.org/cliffstore:cuda"}
 
 
+def test_what_nobody_here_can_know_is_said_and_as_in_the_files() -> None:
+    said = README.partition("\n## ")[0]
+    text = "\n".join((INFRA / name).read_text() for name in ("Dockerfile", "compose.yaml"))
+    assert set(re.findall(r"`(\w+_IMAGE)`", said)) == set(re.findall(r"\b([A-Z]+_IMAGE)(?==|:-)", text))
+    cluster = (INFRA / "aws" / "cluster.yaml").read_text()
+    assert re.findall(r"InstanceType: (\S+)", cluster) == re.findall(r"\b\w+\.xlarge\b", said)
+    assert "resources: {CPU: 4, GPU: 1}" in cluster
+    assert re.findall(r"DeviceName: (\S+)", cluster) == re.findall(r"`(/dev/\w+)`", said)
+    pods = (INFRA / "kubernetes" / "rayjob.yaml").read_text()
+    assert 'limits: {cpu: "6", memory: 24Gi, nvidia.com/gpu: 1}' in pods
+    script = (INFRA / "slurm" / "pipeline.sbatch").read_text()
+    assert "--cpus-per-task=16\n" in script
+    assert "--gpus-per-node=4\n" in script
+
+
 @pytest.mark.parametrize("words", list(commands()), ids=lambda words: " ".join(words[:2]))
 def test_command_is_one_that_there_is(words: list[str]) -> None:
     if words[0] == "ray":

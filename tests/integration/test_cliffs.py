@@ -209,6 +209,16 @@ def test_repair_ranks_by_the_rule_that_was_asked_for(store: Store, url: str, rep
     assert table.read_bytes() == content
 
 
+def test_cliffs_are_seen_if_their_document_is_there(store: Store, url: str) -> None:
+    store.cliff(PROBE)
+    (Path(url) / layout.cliffs_document(PROBE)).unlink()
+    with Store(url) as opened:
+        assert opened.sql("SELECT count(*) FROM cliffs").fetchall() == [(0,)]
+        opened.cliff(PROBE)
+    with Store(url) as opened:
+        assert opened.sql("SELECT count(*) > 0 FROM cliffs").fetchall() == [(True,)]
+
+
 def test_cliffs_are_not_made_of_damaged_scores(store: Store, url: str) -> None:
     scores = Path(url) / layout.scores_table(PROBE, 3)
     content = bytearray(scores.read_bytes())

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import google_crc32c
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from commands import ok, write_jsonl
@@ -134,6 +135,23 @@ def keys(store: Path, pattern: str = ".*") -> list[str]:
     return sorted(key for key in found if re.fullmatch(pattern, key) and not key.startswith("copies/"))
 
 
+def frame_by_hand(frame: bytes) -> bytes:
+    """Return what a blosc frame holds, by section 4."""
+    _, _, flags, typesize, n_bytes, n_block, n_frame = struct.unpack_from("<4B3I", frame)
+    assert n_frame == len(frame)
+    if flags & 2:
+        return frame[16:]
+    assert (flags & 1, flags & 16, flags >> 5) == (1, 16, 4)
+    found = b""
+    for (offset,) in struct.iter_unpack("<I", frame[16 : 16 + 4 * -(-n_bytes // n_block)]):
+        n_own = min(n_block, n_bytes - len(found))
+        (length,) = struct.unpack_from("<I", frame, offset)
+        block = frame[offset + 4 : offset + 4 + length]
+        block = block if length == n_own else pa.Codec("zstd").decompress(block, n_own).to_pybytes()
+        found += np.frombuffer(block, np.uint8).reshape(typesize, -1).T.tobytes()
+    return found
+
+
 class Array:
     """One array, read by the rules of section 4."""
 
@@ -167,6 +185,7 @@ class Array:
             if (offset, length) != (MISSING, MISSING):
                 frame, check = content[offset : offset + length - 4], content[offset + length - 4 : offset + length]
                 assert google_crc32c.value(frame) == int.from_bytes(check, "little")
+                assert frame_by_hand(frame) == Blosc().decode(frame)
                 found = np.frombuffer(Blosc().decode(frame), dtype=self.dtype)
                 first = chunk * self.chunk_rows
                 rows[first : first + self.chunk_rows] = found.reshape(self.chunk_rows, *self.shape[1:])

@@ -124,6 +124,8 @@ def test_equal_inputs_are_not_fitted_again(store: Store, monkeypatch: pytest.Mon
 
     monkeypatch.setattr("cliffstore.run.fitting.fit_probe", never)
     assert store.fit_probe("again", layers="2", seed=3, workers=2, memory_budget="3GB") == first
+    with pytest.raises(ProbeError, match="pass --replace"):  # before anything is fitted
+        store.fit_probe("again", layers="2", seed=4)
     with pytest.raises(pytest.fail.Exception):
         store.fit_probe("again", layers="2", seed=4, replace=True)
 

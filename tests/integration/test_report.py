@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from commands import ok, run_cli
 from conftest import PROBE, SELECTION, Built
@@ -17,9 +16,9 @@ from report_page import ReportPage
 from score_store import PlantedUnit, ScoreStore
 from wordy_store import HOSTILE, WordyStore
 
+from cliffstore.run.heads.results import write_heads
 from cliffstore.run.store import Store
-from cliffstore.schema import HEADS
-from cliffstore.store import layout, tables
+from cliffstore.store import layout
 from cliffstore.store.objects import ObjectStore
 
 ADDRESS = re.compile(r"(?i)\bhttps?:|//\w|@import|\burl\((?!#)|\bfetch\(|XMLHttpRequest|WebSocket|\bimport\(")
@@ -300,6 +299,13 @@ def test_scores_that_are_no_numbers(tmp_path: Path) -> None:
     assert [one["cliff"] is not None for one in listed] == [True] * n + [False] * n_others
 
 
+def write_figures(url: str, probe: str, name: str, rows: list[dict[str, object]]) -> None:
+    facts: dict[str, object] = {"name": name, "kind": rows[0]["kind"], "probe": probe, "probe_digest": "0"}
+    facts |= {"capture": "capture-0", "site": "resid_post", "layer": 3, "source": "z", "where": None, "positions": "0"}
+    facts |= {"resamples": 0, "level": 0.95, "seed": 0, "examples": 1, "score": 0.0, "cliffstore_version": "0"}
+    write_heads(ObjectStore(url), rows, facts)
+
+
 def test_heads_and_clipped_thinking(built: Built, tmp_path: Path) -> None:
     store = Path(shutil.copytree(built.store, tmp_path / "store"))
     rows = [
@@ -307,8 +313,7 @@ def test_heads_and_clipped_thinking(built: Built, tmp_path: Path) -> None:
         for layer in range(4)
         for head in range(4)
     ]
-    table = pa.Table.from_pylist(rows, schema=HEADS)
-    tables.write(ObjectStore(str(store)), f"{layout.HEADS}/traced.parquet", table, {"probe": PROBE})
+    write_figures(str(store), PROBE, "traced", rows)
     ok("clip", "make", store, "-o", tmp_path / "clipped.jsonl", "--keep", "100,50")
     sites = ("--sites", "resid_post,final_norm")
     ok("extract", tmp_path / "clipped.jsonl", "--append", "--model", built.model, "--store", store, *sites)
@@ -344,8 +349,7 @@ def test_heads_of_groups_distances_and_sets(tmp_path: Path) -> None:
     ]
     sets_alone = [{**off, "heads": "0:0,0:1", "mean": 1.5}]
     for name, rows in (("by-kind", one_by_one), ("short", together), ("sets", sets_alone)):
-        table = pa.Table.from_pylist([{"probe": "planted", **row} for row in rows], schema=HEADS)
-        tables.write(ObjectStore(url), f"{layout.HEADS}/{name}.parquet", table, {"probe": "planted"})
+        write_figures(url, "planted", name, [{"probe": "planted", **row} for row in rows])
     ok("report", url, "-o", tmp_path / "page.html")
     page = ReportPage.read(tmp_path / "page.html")
     for number, mean in enumerate(("0.500", "\u22120.500", "0.000")):

@@ -128,3 +128,13 @@ def test_ratios_are_those_of_the_bytes(formulas: dict) -> None:
         rows, layers = (int(number(one)) for one in shape.split("×"))
         assert number(before) == rows * formulas["bytes_a_row"](layers, 576, 4 if dtype == "float32" else 2)
         assert number(ratio) == pytest.approx(number(before) / number(stored), abs=5e-4)
+
+
+def test_every_reason_why_a_row_is_left_out_is_told() -> None:
+    from cliffstore.columns import COLUMNS
+    from cliffstore.corpus.rows import BAD_ROW, EMPTY_PROMPT
+    from cliffstore.corpus.template import ALTERED, REFUSED, TOO_LONG
+    from cliffstore.plan.sorting import HELD, NO_POSITION
+
+    told = re.findall(r"`([^`]+)`", COLUMNS["skipped"]["reason"])
+    assert told == [EMPTY_PROMPT, BAD_ROW, REFUSED, ALTERED, TOO_LONG, NO_POSITION, HELD]

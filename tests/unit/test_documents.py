@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -184,6 +186,29 @@ def test_replaced_probe_leaves_no_old_copy(objects: ObjectStore) -> None:
     assert sorted(kept) == [layout.copy_of(key) for key in objects.list(layout.PROBES)]
     assert all(content == objects.get(layout.original_of(key)) for key, content in kept.items())
     assert objects.list(layout.CLIFFS) == []
+
+
+def test_a_replacement_that_was_cut_off_leaves_no_old_scores(
+    objects: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would be shown as scores of the new weights."""
+    old_scores, whole_delete = layout.scores_table("p", 0), ObjectStore.delete
+    for n_removals in range(9):
+        write_probe(objects, *make_probe(CAPTURE, "p"), replace=True)
+        objects.put(old_scores, b"scores")
+        objects.put(layout.scores_receipt("p", 0), b"receipt")
+        rest = iter(range(n_removals))
+
+        def delete(self: ObjectStore, key: str, rest: Iterator[int] = rest) -> None:
+            if next(rest, None) is None:
+                raise InterruptedError
+            whole_delete(self, key)
+
+        with monkeypatch.context() as patch, suppress(InterruptedError):
+            patch.setattr(ObjectStore, "delete", delete)
+            write_probe(objects, *make_probe(CAPTURE, "p", seed=1), replace=True)
+        write_probe(objects, *make_probe(CAPTURE, "p", seed=1), replace=True)
+        assert not objects.exists(old_scores), n_removals
 
 
 def test_damaged_weights_are_not_used(objects: ObjectStore) -> None:

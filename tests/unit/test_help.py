@@ -16,6 +16,7 @@ from commands import ok, run_cli
 from cliffstore import __version__
 from cliffstore.cli.examples import EXAMPLES
 from cliffstore.cli.main import app
+from cliffstore.run.contracts import CONFIGS
 
 ROOT = Path(__file__).parents[2]
 COMMAND = "import sys; sys.argv[0] = 'cliffstore'; from cliffstore.cli.main import run; run()"
@@ -48,6 +49,23 @@ def test_everything_has_help(path: str) -> None:
         assert getattr(parameter, "help", None), f"{path}: {parameter.name} has no help"
     summary = command.get_short_help_str(limit=200)
     assert summary.endswith((".", "…")) or " " in summary
+
+
+@pytest.mark.parametrize(
+    ("path", "config"),
+    [
+        ("probe fit", "probe"),
+        ("extract", "extract"),
+        ("generate", "generate"),
+        *((name, name) for name in ("score", "cliff", "curve", "select", "export", "judge")),
+    ],
+)
+def test_what_must_be_said_is_marked(path: str, config: str) -> None:
+    """Here or in the file of `--config`, so that none of them is required by itself."""
+    marked = {one.name for one in COMMANDS[path].params if "Required." in str(getattr(one, "help", ""))}
+    arguments = {one.name for one in COMMANDS[path].params if one.param_type_name == "argument"}
+    fields = CONFIGS[config].model_fields.items()
+    assert marked == {name for name, field in fields if field.is_required()} - arguments
 
 
 def test_every_command_has_examples_and_no_other_has() -> None:
