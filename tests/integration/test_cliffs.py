@@ -15,6 +15,7 @@ from score_store import ScoreStore
 from whole_store import Silent
 
 from cliffstore.analyze.aligned import Distances, align
+from cliffstore.cli.plots import Line, draw_lines
 from cliffstore.errors import ConfigError, DamagedStoreError, ProbeError, QueryError
 from cliffstore.ranks import spearman
 from cliffstore.run.origins import Origins
@@ -292,6 +293,13 @@ def test_curves_are_drawn_and_written(url: str, tmp_path: Path) -> None:
     assert "more lines are not drawn" in many.text
 
 
+def test_lines_of_a_drawing_have_numbers_of_their_own() -> None:
+    for scale in (1e-4, 0.2, 5.0, 4_000.0):
+        drawn = draw_lines([Line("line", [-2, -1, 0], [-0.4 * scale, 0.1 * scale, 0.6 * scale])], "x", "y")
+        ticks = [line.partition("|")[0].strip() for line in drawn.splitlines() if line[11:12] == "|"][:15]
+        assert len({float(tick) for tick in ticks}) == 15, (scale, ticks)
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -300,6 +308,7 @@ def test_curves_are_drawn_and_written(url: str, tmp_path: Path) -> None:
         (["cliff", "--probe", "nope"], ("nope",)),
         (["curve", "--positions", "now"], ("now", "-64..0")),
         (["curve", "--format", "xml"], ("xml", "csv")),
+        (["curve", "-o", "nowhere/curve.svg"], ("nowhere/curve.svg", "plot curve")),
         (["curve", "--group-by", "no_such_column"], ("no_such_column",)),
         (["curve", "--level", "2"], ("level",)),
     ],
