@@ -16,7 +16,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class ProbeCliffs:
-    """Cliffs of one probe, over its examples that have one.
+    """Cliffs of one probe, over its examples that have one; of scores that are no numbers there is none.
 
     Scales differ from probe to probe: compare `share_positive`, `effect` and `spearman`, not means.
 
@@ -39,8 +39,9 @@ class ProbeCliffs:
 
 
 _CLIFFS = """
-SELECT a.cliff AS first, b.cliff AS other FROM cliffs b LEFT JOIN (SELECT * FROM cliffs WHERE probe = $1) a
-USING (example) WHERE b.probe = $2 AND b.cliff IS NOT NULL ORDER BY example
+SELECT a.cliff AS first, b.cliff AS other
+FROM cliffs b LEFT JOIN (SELECT * FROM cliffs WHERE probe = $1 AND isfinite(cliff)) a USING (example)
+WHERE b.probe = $2 AND isfinite(b.cliff) ORDER BY example
 """
 
 

@@ -57,4 +57,4 @@ def sparkline(values: Sequence[float], low: float, high: float) -> str:
 def _block(share: float) -> str:
     if math.isnan(share):
         return " "
-    return _BLOCKS[min(max(int(share * len(_BLOCKS)), 0), len(_BLOCKS) - 1)]
+    return _BLOCKS[min(int(min(max(share, 0.0), 1.0) * len(_BLOCKS)), len(_BLOCKS) - 1)]

@@ -242,6 +242,19 @@ def test_several_probes_are_compared(url: str) -> None:
         assert row["cliffs"] == {"double": 2 * row["cliff"], "turned": -row["cliff"]}
 
 
+@np.errstate(over="ignore", invalid="ignore")
+def test_scores_that_are_no_numbers_spoil_no_comparison(url: str) -> None:
+    MADE.add_probe(ObjectStore(url), "overflowing", scale=1e38, seed=3)
+    found = ok("cliff", url, "--probe", PROBE, "--probe", "overflowing", "--top", "1000", "--json").json
+    finite = [row for row in found["top"] if row["cliffs"]["overflowing"] is not None]
+    usual, other = found["compared"]
+    assert 0 < other["examples"] == len(finite) < usual["examples"] == len(found["top"])
+    assert other["mean"] == pytest.approx(np.mean([row["cliffs"]["overflowing"] for row in finite]))
+    assert other["spearman"] == pytest.approx(1.0)
+    shown = ok("cliff", url, "--probe", "overflowing", "--top", "1000")
+    assert len(shown.text.splitlines()) == len(found["top"]) + 1
+
+
 def test_rank_correlation_shares_ranks_of_equal_values() -> None:
     assert spearman(np.array([1.0, 2.0, 2.0, 4.0]), np.array([1.0, 3.0, 2.0, 4.0])) == pytest.approx(0.9486832980505138)
     assert spearman(np.array([1.0, 1.0]), np.array([1.0, 2.0])) is None
