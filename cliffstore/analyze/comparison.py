@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from cliffstore.ranks import spearman
 from cliffstore.store.catalog import Catalog
+from cliffstore.store.probes import read_probe
 
 Floats = npt.NDArray[np.float64]
 
@@ -46,10 +47,9 @@ WHERE b.probe = $2 AND isfinite(b.cliff) ORDER BY example
 
 
 def compare_cliffs(catalog: Catalog, probes: Sequence[str]) -> list[ProbeCliffs]:
-    """Return figures of each probe's cliffs, which are there."""
-    kinds = catalog.arrow("SELECT probe, kind FROM probes").to_pylist()
-    kind_of = {row["probe"]: row["kind"] for row in kinds}
-    return [_figures(catalog, probes[0], probe, kind_of.get(probe, "")) for probe in probes]
+    """Return figures of each probe's cliffs, which are there. Raises `ProbeError` where a probe is not."""
+    kinds = [read_probe(catalog.reader.objects, probe)[0].kind for probe in probes]
+    return [_figures(catalog, probes[0], probe, kind) for probe, kind in zip(probes, kinds, strict=True)]
 
 
 def _figures(catalog: Catalog, first: str, probe: str, kind: str) -> ProbeCliffs:

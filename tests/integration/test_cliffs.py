@@ -240,6 +240,10 @@ def test_several_probes_are_compared(url: str) -> None:
     assert turned["share_positive"] < 0.5 < same["share_positive"]
     for row in found["top"]:
         assert row["cliffs"] == {"double": 2 * row["cliff"], "turned": -row["cliff"]}
+    with Store(url) as opened:
+        assert [one.probe for one in opened.compare_cliffs("double")] == ["double"]
+        with pytest.raises(ProbeError, match="nope"):
+            opened.compare_cliffs([PROBE, "nope"])
 
 
 @np.errstate(over="ignore", invalid="ignore")
