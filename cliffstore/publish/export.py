@@ -117,6 +117,7 @@ def export_selection(
     thinking = check_export(config)
     folder, stem, card_name = _places(config.output)
     objects = ObjectStore(folder, output_options)
+    _refuse_in_store(objects, catalog.reader.objects)
     _refuse_foreign(objects, card_name, _data_files_in(objects) if stem is None else ())
     answers = config.target_answers or f"{folder}/{f'{stem}.' if stem else ''}{ANSWERS}"
     target = _target(config, output_options, answers)
@@ -178,6 +179,12 @@ def _places(output: str) -> tuple[str, str | None, str]:
 
 def _data_files_in(objects: ObjectStore) -> set[str]:
     return {key for key in objects.list("") if _DATA_FILE.fullmatch(key)}
+
+
+def _refuse_in_store(objects: ObjectStore, store: ObjectStore) -> None:
+    """Find an output in the store itself, whose tables it could replace. Raises `SelectionError`."""
+    if type(objects.fs) is type(store.fs) and f"{objects.root}/".startswith(f"{store.root}/"):
+        raise SelectionError(f"output {objects.url} is in the store: choose a folder outside")
 
 
 def _refuse_foreign(objects: ObjectStore, card: str, data_files: Iterable[str]) -> None:

@@ -368,6 +368,13 @@ def test_files_that_no_export_has_made_are_kept(store: Path, tmp_path: Path) -> 
     assert snapshot(tmp_path) == before
 
 
+@pytest.mark.parametrize("below", ["", "selections", "selections/declined.parquet"])
+def test_a_store_is_not_written_to(below: str, store: Path) -> None:
+    before = sorted(snapshot(store))
+    mistaken("export", store, "--selection", "declined", "-o", store / below, told="is in the store")
+    assert sorted(snapshot(store)) == before
+
+
 def test_a_file_below_the_root_stays_there() -> None:
     assert _places("/x.parquet") == ("/", "x", "x.md")
     assert _places("x.parquet") == (".", "x", "x.md")
