@@ -10,13 +10,14 @@ import numpy.typing as npt
 
 from cliffstore.ranks import spearman
 from cliffstore.store.catalog import Catalog
+from cliffstore.store.probes import read_probe
 
 Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeCliffs:
-    """Cliffs of one probe, over its examples that have one.
+    """Cliffs of one probe, over its examples that have one; of scores that are no numbers there is none.
 
     Scales differ from probe to probe: compare `share_positive`, `effect` and `spearman`, not means.
 
@@ -39,16 +40,16 @@ class ProbeCliffs:
 
 
 _CLIFFS = """
-SELECT a.cliff AS first, b.cliff AS other FROM cliffs b LEFT JOIN (SELECT * FROM cliffs WHERE probe = $1) a
-USING (example) WHERE b.probe = $2 AND b.cliff IS NOT NULL ORDER BY example
+SELECT a.cliff AS first, b.cliff AS other
+FROM cliffs b LEFT JOIN (SELECT * FROM cliffs WHERE probe = $1 AND isfinite(cliff)) a USING (example)
+WHERE b.probe = $2 AND isfinite(b.cliff) ORDER BY example
 """
 
 
 def compare_cliffs(catalog: Catalog, probes: Sequence[str]) -> list[ProbeCliffs]:
-    """Return figures of each probe's cliffs, which are there."""
-    kinds = catalog.arrow("SELECT probe, kind FROM probes").to_pylist()
-    kind_of = {row["probe"]: row["kind"] for row in kinds}
-    return [_figures(catalog, probes[0], probe, kind_of.get(probe, "")) for probe in probes]
+    """Return figures of each probe's cliffs, which are there. Raises `ProbeError` where a probe is not."""
+    kinds = [read_probe(catalog.reader.objects, probe)[0].kind for probe in probes]
+    return [_figures(catalog, probes[0], probe, kind) for probe, kind in zip(probes, kinds, strict=True)]
 
 
 def _figures(catalog: Catalog, first: str, probe: str, kind: str) -> ProbeCliffs:

@@ -137,6 +137,7 @@ def _sparklines(store: Store, probe: str, rows: Sequence[Row]) -> dict[object, s
     units = {row["unit"] for row in rows}
     distances = Distances(1 - _TOKENS_SHOWN, 0)
     score_EW = align(store.reader, probe, examples_E, distances, units=units).score_EW
-    low, high = float(np.nanmin(score_EW)), float(np.nanmax(score_EW))
+    finite_N = score_EW[np.isfinite(score_EW)]
+    low, high = (float(finite_N.min()), float(finite_N.max())) if len(finite_N) else (0.0, 0.0)
     lines = (sparkline(score_W.tolist(), low, high) for score_W in score_EW)
     return dict(zip(examples_E.tolist(), lines, strict=True))

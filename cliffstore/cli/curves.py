@@ -21,6 +21,7 @@ have a score there; n says how many. Bands are bootstrap intervals over examples
 """
 _TABLE = "curve_table"
 _MOST_ROWS = 1_000
+_PICTURES = (".png", ".svg")
 
 
 def add_to(app: typer.Typer) -> None:
@@ -60,6 +61,8 @@ def curve(
     wanted = "json" if json else format or (_format_of(output) if output else None)
     if wanted is not None and wanted not in FORMATS:
         raise QueryError(f"format {wanted!r} is not known: choose from {', '.join(FORMATS)}")
+    if output is not None and output.lower().endswith(_PICTURES):
+        raise QueryError(f"{output}: a table is written here; `cliffstore plot curve` draws pictures")
     given = {
         "store": store,
         "probe": tuple(dict.fromkeys(probe)) if probe else None,

@@ -107,8 +107,11 @@ def read_candidates(catalog: Catalog, settings: SelectionSettings, probe: str | 
 def cliffs_read(objects: ObjectStore, settings: SelectionSettings, probe: str | None) -> str | None:
     """Return the digest of the cliffs that candidates are read with, None where none are."""
     may_read = settings.needs_cliffs or settings.where or parse_strategy(settings.strategy).kind == "sql"
-    if probe is None or not may_read:
-        return None
+    return None if probe is None or not may_read else cliffs_digest(objects, probe)
+
+
+def cliffs_digest(objects: ObjectStore, probe: str) -> str | None:
+    """Return the digest of the cliffs that a probe has now, None where it has none."""
     try:
         return documents.read(objects, CliffsDocument, layout.cliffs_document(probe)).digest
     except FileNotFoundError:

@@ -14,6 +14,8 @@ from cliffstore.publish.shards import DataFile
 from cliffstore.publish.snippets import Snippets
 from cliffstore.schema import PlanDocument, ProbeDocument, SelectionDocument, TokenizerIdentity
 
+HEADING = "# Training set "
+"""What every card says; so it is told from a file of somebody's own."""
 _MOST_LISTED = 20
 _LONGEST = 200
 _TO_ESCAPE = re.compile(r"([\\`*_\[\]<>|#~&$])")
@@ -42,6 +44,7 @@ class CardFacts:
     ----------
     target, mixed_target : what selected and mixed-in examples teach
     settings : how the export was asked for, as far as it shapes the rows
+    other_cliffs : whether cliffs were ranked anew since the selection was made
     """
 
     selection: SelectionDocument
@@ -59,6 +62,7 @@ class CardFacts:
     tokenizer: TokenizerIdentity
     store: str
     version: str
+    other_cliffs: bool = False
 
 
 def dataset_card(facts: CardFacts) -> str:
@@ -70,6 +74,12 @@ def dataset_card(facts: CardFacts) -> str:
     left_out = (
         f" {counts.without_target} selected examples had no target and are left out." if counts.without_target else ""
     )
+    ranked_anew = (
+        " Cliffs were ranked anew since the choice: `value` is what was chosen by; `plateau`, `final` and `cliff` are "
+        "later figures."
+        if facts.other_cliffs
+        else ""
+    )
     asked = json.dumps({name: value for name, value in facts.settings.items() if value is not None}, indent=2)
     chosen = facts.selection.model_dump(mode="json", exclude=_ELSEWHERE, exclude_none=True)
     columns = "\n".join(f"| {_shown(field.name)} | {_shown(str(field.type))} |" for field in facts.schema)
@@ -79,10 +89,10 @@ configs:
   data_files:
 {_data_files(facts.files)}
 ---
-# Training set `{facts.selection.name}`
+{HEADING}`{facts.selection.name}`
 
 {counts.rows - counts.mixed} examples, chosen by strategy {strategy}{by_probe}; the answer to learn is
-{_shown(facts.target)}.{mixed}{left_out} Thinking: {_shown(facts.thinking)}.
+{_shown(facts.target)}.{mixed}{left_out} Thinking: {_shown(facts.thinking)}.{ranked_anew}
 
 | what | value |
 |---|---|

@@ -15,13 +15,13 @@ import pyarrow as pa
 
 from cliffstore.errors import SelectionError, UserError
 from cliffstore.publish.candidates import cliffs_read, read_candidates
+from cliffstore.publish.provenance import read_its_probe
 from cliffstore.publish.selection import settings_of
 from cliffstore.ranks import spearman
 from cliffstore.schema import SelectionDocument, damaged
 from cliffstore.store import documents, layout, tables
 from cliffstore.store.catalog import Catalog
 from cliffstore.store.objects import ObjectStore
-from cliffstore.store.probes import read_probe
 
 Numbers = npt.NDArray[np.float64]
 
@@ -137,14 +137,9 @@ def _candidates(
 
 def _read(catalog: Catalog, document: SelectionDocument) -> tuple[npt.NDArray[np.int64], Numbers]:
     """Return the candidates of a selection and their values, the better the higher."""
-    settings = settings_of(document)
-    if document.probe is not None:
-        found, _ = read_probe(catalog.reader.objects, document.probe)
-        if found.digest != document.probe_digest:
-            raise SelectionError(
-                f"probe {document.probe!r} has other weights now than selection {document.name!r} was chosen with"
-            )
-    if cliffs_read(catalog.reader.objects, settings, document.probe) != document.cliffs_digest:
+    settings, objects = settings_of(document), catalog.reader.objects
+    read_its_probe(objects, document)
+    if cliffs_read(objects, settings, document.probe) != document.cliffs_digest:
         raise SelectionError(
             f"probe {document.probe!r} has other cliffs now than selection {document.name!r} was chosen with"
         )

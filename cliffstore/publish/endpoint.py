@@ -21,6 +21,8 @@ from cliffstore.store.objects import ObjectStore
 
 ANSWERS = "answers.jsonl"
 AT_A_TIME = 8
+_NAMED = 10
+"""Examples, at most, that an error names."""
 _OF_ONE_REQUEST = (400, 413, 422)
 """What a server answers to a request that is too long for it, or that it will not take otherwise."""
 
@@ -82,9 +84,20 @@ class EndpointTarget:
 
     def of(self, rows: Sequence[Row], texts: Sequence[str | None]) -> list[str | None]:
         """Return an answer for each row. What was answered is kept, also where one fails. Errors as for
-        `Endpoint.ask`."""
+        `Endpoint.ask`; of requests that are refused for what they hold, one error names the examples."""
         bodies = [self.endpoint.body(self._turns(row), self.max_tokens) for row in rows]
-        return ask_all(self.endpoint, self.book, bodies)
+        refused: dict[str, str] = {}
+        answers = ask_all(self.endpoint, self.book, bodies, refused=refused)
+        if refused:
+            of = [
+                str(row["id"]) for row, body in zip(rows, bodies, strict=True) if self.endpoint.digest(body) in refused
+            ]
+            more = f" and {len(of) - _NAMED} more" if len(of) > _NAMED else ""
+            raise EndpointRefusedError(
+                f"{next(iter(refused.values()))} to {len(of)} of {len(rows)} examples: {', '.join(of[:_NAMED])}{more}; "
+                "choose without them (`cliffstore select --where`)"
+            )
+        return answers
 
     def _turns(self, row: Row) -> list[dict[str, str]]:
         return conversation(row) if self.template is None else [{"role": "user", "content": self.template.render(row)}]

@@ -7,19 +7,21 @@ The same store and settings give the same bytes, wherever they are written.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from cliffstore import __version__
 from cliffstore.access import check_url, scheme_of
 from cliffstore.config import ExportConfig
 from cliffstore.errors import SelectionError
 from cliffstore.publish import mixture
-from cliffstore.publish.card import CardFacts, Counts, dataset_card
+from cliffstore.publish.card import HEADING, CardFacts, Counts, dataset_card
 from cliffstore.publish.completions import Endpoint
 from cliffstore.publish.endpoint import ANSWERS, AnswerBook, EndpointTarget
 from cliffstore.publish.formats import Thinking
@@ -28,10 +30,12 @@ from cliffstore.publish.rows import BATCH, ExportRows, Tally, batches, public_ur
 from cliffstore.publish.shards import FILE_BYTES, DataFile, ShardWriter
 from cliffstore.publish.snippets import Snippets
 from cliffstore.publish.targets import ColumnTarget, Target, TemplateTarget, TextTarget
+from cliffstore.store import tables
 from cliffstore.store.catalog import Catalog
 from cliffstore.store.objects import ObjectStore
 
 _RESPONSE = "response"
+_DATA_FILE = re.compile(rf"(?:{TRAIN}|{VALIDATION})(?:-\d{{5}}-of-\d{{5}})?\.parquet")
 _PLACE = {"store", "storage_options", "output", "output_options", "selection", "target_template", "target_answers"}
 """Settings that do not shape the rows, or that the card says in its own words."""
 
@@ -108,10 +112,13 @@ def export_selection(
     Raises
     ------
     ConfigError, SelectionError, QueryError
-        Unknown selection or column, a malformed condition, or no example has a target.
+        Unknown selection or column, a malformed condition, no example has a target, or a file is in the way.
     """
     thinking = check_export(config)
     folder, stem, card_name = _places(config.output)
+    objects = ObjectStore(folder, output_options)
+    _refuse_in_store(objects, catalog.reader.objects)
+    _refuse_foreign(objects, card_name, _data_files_in(objects) if stem is None else ())
     answers = config.target_answers or f"{folder}/{f'{stem}.' if stem else ''}{ANSWERS}"
     target = _target(config, output_options, answers)
     export = ExportRows(catalog, config, thinking, target, notice)
@@ -119,7 +126,6 @@ def export_selection(
     splits = [TRAIN] * len(chosen)
     if config.validation is not None:
         splits = mixture.split(chosen, config.validation, config.seed)
-    objects = ObjectStore(folder, output_options)
     with TemporaryDirectory(prefix="cliffstore-export-") as temporary:
         file_bytes = FILE_BYTES if stem is None else None
         provenance = export.provenance()
@@ -165,15 +171,41 @@ def export_selection(
 def _places(output: str) -> tuple[str, str | None, str]:
     """Return folder, stem of the data file's name where it is said, and name of the card."""
     if output.endswith(".parquet"):
-        folder, _, name = output.rpartition("/")
+        folder, slash, name = output.rpartition("/")
         stem = name.removesuffix(".parquet")
-        return folder or ".", stem, f"{stem}.md"
-    return output.rstrip("/"), None, "README.md"
+        return folder or slash or ".", stem, f"{stem}.md"
+    return output.rstrip("/") or "/", None, "README.md"
 
 
 def _data_files_in(objects: ObjectStore) -> set[str]:
-    names = {key for key in objects.list("") if "/" not in key and key.endswith(".parquet")}
-    return {name for name in names if name.partition(".")[0].partition("-")[0] in (TRAIN, VALIDATION)}
+    return {key for key in objects.list("") if _DATA_FILE.fullmatch(key)}
+
+
+def _refuse_in_store(objects: ObjectStore, store: ObjectStore) -> None:
+    """Find an output in the store itself, whose tables it could replace. Raises `SelectionError`."""
+    if type(objects.fs) is type(store.fs) and f"{objects.root}/".startswith(f"{store.root}/"):
+        raise SelectionError(f"output {objects.url} is in the store: choose a folder outside")
+
+
+def _refuse_foreign(objects: ObjectStore, card: str, data_files: Iterable[str]) -> None:
+    """Find files in the way that no export has made. Raises `SelectionError`: they would be lost."""
+    if objects.is_local and Path(objects.root).is_file():
+        raise SelectionError(f"output {objects.url} is a file: name a folder, or a file that ends in .parquet")
+    foreign = [card] if objects.exists(card) and HEADING.encode() not in objects.get(card) else []
+    foreign += [name for name in sorted(data_files) if not _is_exported(objects.get(name))]
+    if foreign:
+        raise SelectionError(
+            f"output {objects.url} has {', '.join(foreign)}, which no export has made: choose another --output, or "
+            "move what is there"
+        )
+
+
+def _is_exported(content: bytes) -> bool:
+    try:
+        metadata = pq.read_schema(pa.BufferReader(content)).metadata or {}
+    except pa.ArrowException:
+        return False
+    return f"{tables.PROVENANCE}.training_set_version".encode() in metadata
 
 
 def _facts(
@@ -206,4 +238,5 @@ def _facts(
         tokenizer=reader.manifest.tokenizer,
         store=public_url(reader.url),
         version=__version__,
+        other_cliffs=rows.other_cliffs,
     )

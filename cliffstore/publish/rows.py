@@ -14,11 +14,10 @@ from cliffstore.errors import SelectionError
 from cliffstore.publish import mixture
 from cliffstore.publish.formats import CONVERSATION, Shape, Thinking, columns_of_examples
 from cliffstore.publish.mixture import MIXED, SELECTED, Chosen
+from cliffstore.publish.provenance import read_its_probe, read_selection, told_of_cliffs
 from cliffstore.publish.targets import ColumnTarget, Target
-from cliffstore.schema import TRAINING_SET_VERSION, TRAINING_SETS, ProbeDocument, SelectionDocument
-from cliffstore.store import documents, layout
+from cliffstore.schema import TRAINING_SET_VERSION, TRAINING_SETS
 from cliffstore.store.catalog import Catalog
-from cliffstore.store.probes import read_probe
 
 T = TypeVar("T")
 
@@ -31,8 +30,9 @@ FROM selections s JOIN examples e ON e.example = s.example WHERE s.selection = $
 """
 _MIXED = """
 SELECT e.example, NULL, NULL, NULL, e.id, e.prompt, {group}, {text} {columns}
-FROM (SELECT * FROM examples WHERE ({where})) e
-WHERE {text} <> '' AND e.example NOT IN (SELECT example FROM selections WHERE selection = $1)
+FROM (SELECT * FROM examples e WHERE ({where}
+)) e
+WHERE regexp_matches({text}, '\\S') AND e.example NOT IN (SELECT example FROM selections WHERE selection = $1)
 ORDER BY md5(concat($2, ' ', e.id)), e.id, e.example LIMIT $3
 """
 _TEXTS = """
@@ -67,8 +67,12 @@ class ExportRows:
             if column is not None and column not in self.columns.names:
                 known = ", ".join(self.columns.names)
                 raise SelectionError(f"{option}: examples have no column {column!r}; there are: {known}")
-        self.selection = _read_selection(catalog, config.selection)
-        self.probe = self._read_probe()
+        self.selection = read_selection(catalog, config.selection)
+        self.probe = read_its_probe(catalog.reader.objects, self.selection)
+        told = told_of_cliffs(catalog.reader.objects, self.selection)
+        self.other_cliffs = told is not None
+        if told:
+            notice(f"{told}: plateau, final and cliff of the rows are those of now, value is that of the selection")
         self.schema = TRAINING_SETS[config.format]
         renamed: dict[str, str] = {}
         if config.format == "raw":
@@ -139,11 +143,10 @@ class ExportRows:
         }
         for lines in batches(self._lines(statement, parameters), BATCH):
             examples = [dict(zip(needed, line[8:], strict=True)) for line in lines]
-            texts = self.target.of(examples, [line[6] for line in lines])
-            for line, example, own in zip(lines, examples, texts, strict=True):
-                place, plan, plateau, final, cliff, digest, _, mixed_text = line[:8]
-                row = chosen[place]
-                learnt = mixed_text if row.part == MIXED else own
+            learnt_by_place = self._learnt(chosen, lines, examples)
+            for line, example in zip(lines, examples, strict=True):
+                place, plan, plateau, final, cliff, digest = line[:6]
+                row, learnt = chosen[place], learnt_by_place[place]
                 assert learnt, "rows without a target are not chosen"
                 self.plans.add(plan)
                 self.with_thinking += bool(self.shape.thinking.of(example["thinking"]))
@@ -181,10 +184,13 @@ class ExportRows:
             "capture": self.probe.capture,
         }
 
-    def _read_probe(self) -> ProbeDocument | None:
-        """Return the probe that the selection was made with, if it was made with one."""
-        name = self.selection.probe
-        return read_probe(self._catalog.reader.objects, name)[0] if name else None
+    def _learnt(
+        self, chosen: Sequence[Chosen], lines: Sequence[tuple[Any, ...]], examples: Sequence[dict[str, object]]
+    ) -> dict[int, str | None]:
+        """Return by place what each row teaches. What is mixed in has a column of its own, and is asked of nothing."""
+        own = [n for n, line in enumerate(lines) if chosen[line[0]].part != MIXED]
+        texts = self.target.of([examples[n] for n in own], [lines[n][6] for n in own])
+        return {line[0]: line[7] for line in lines} | {lines[n][0]: text for n, text in zip(own, texts, strict=True)}
 
     def _found(
         self, template: str, target: Target, part: str, parameters: list[object], *, text: str, where: str = ""
@@ -200,7 +206,7 @@ class ExportRows:
             for (example, rank, strategy, value, id_, prompt, group_value, *_), learnt in zip(
                 lines, targets, strict=True
             ):
-                if not learnt:
+                if not learnt or learnt.isspace():
                     without += 1
                     continue
                 digest = mixture.prompt_digest(prompt)
@@ -260,18 +266,6 @@ def public_url(url: str) -> str:
         if parts.scheme == "file"
         else urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
     )
-
-
-def _read_selection(catalog: Catalog, name: str) -> SelectionDocument:
-    known = catalog.arrow("SELECT DISTINCT selection FROM selections ORDER BY 1")["selection"].to_pylist()
-    if name not in known:
-        raise SelectionError(
-            f"store {catalog.reader.url} has no selection {name!r}; it has: {', '.join(known) or 'none'}"
-        )
-    try:
-        return documents.read(catalog.reader.objects, SelectionDocument, layout.selection_document(name))
-    except FileNotFoundError:
-        raise SelectionError(f"selection {name!r} is not whole: run its `cliffstore select` again") from None
 
 
 def _listed(columns: Sequence[str]) -> str:

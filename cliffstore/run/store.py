@@ -209,9 +209,12 @@ class Store(StoreAttention, StoreExperiments, StoreHeads, StorePlots, StoreRepor
         probes = (probe,) if isinstance(probe, str) else tuple(probe)
         return draw_curves(self._own, probes, positions, settings, self._reporter)
 
-    def compare_cliffs(self, probes: Sequence[str]) -> list[ProbeCliffs]:
-        """Return figures of the cliffs of probes, ranked before, and their rank correlation with the first one's."""
-        return compare_cliffs(self._own, probes)
+    def compare_cliffs(self, probes: str | Sequence[str]) -> list[ProbeCliffs]:
+        """Return figures of the cliffs of probes, ranked before, and their rank correlation with the first one's.
+
+        Raises `ProbeError` where one is not there.
+        """
+        return compare_cliffs(self._own, (probes,) if isinstance(probes, str) else probes)
 
     def clip(self, output: str, *, keep: Sequence[float] = KEEP, where: str | None = None) -> ClipReport:
         """Write a corpus of the examples' thinking cut to percentages; see `run.clipping.clip_corpus`."""
@@ -227,7 +230,7 @@ class Store(StoreAttention, StoreExperiments, StoreHeads, StorePlots, StoreRepor
         self,
         name: str,
         *,
-        top: str,
+        top: str | int,
         strategy: str = "cliff",
         ascending: bool = False,
         seed: int = 0,
@@ -245,7 +248,7 @@ class Store(StoreAttention, StoreExperiments, StoreHeads, StorePlots, StoreRepor
         """
         settings = SelectionSettings(
             name=check_name(name, "selection"),
-            top=top,
+            top=str(top),
             strategy=strategy,
             ascending=ascending,
             seed=seed,

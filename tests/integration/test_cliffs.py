@@ -15,6 +15,7 @@ from score_store import ScoreStore
 from whole_store import Silent
 
 from cliffstore.analyze.aligned import Distances, align
+from cliffstore.cli.plots import Line, draw_lines
 from cliffstore.errors import ConfigError, DamagedStoreError, ProbeError, QueryError
 from cliffstore.ranks import spearman
 from cliffstore.run.origins import Origins
@@ -249,6 +250,23 @@ def test_several_probes_are_compared(url: str) -> None:
     assert turned["share_positive"] < 0.5 < same["share_positive"]
     for row in found["top"]:
         assert row["cliffs"] == {"double": 2 * row["cliff"], "turned": -row["cliff"]}
+    with Store(url) as opened:
+        assert [one.probe for one in opened.compare_cliffs("double")] == ["double"]
+        with pytest.raises(ProbeError, match="nope"):
+            opened.compare_cliffs([PROBE, "nope"])
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def test_scores_that_are_no_numbers_spoil_no_comparison(url: str) -> None:
+    MADE.add_probe(ObjectStore(url), "overflowing", scale=1e38, seed=3)
+    found = ok("cliff", url, "--probe", PROBE, "--probe", "overflowing", "--top", "1000", "--json").json
+    finite = [row for row in found["top"] if row["cliffs"]["overflowing"] is not None]
+    usual, other = found["compared"]
+    assert 0 < other["examples"] == len(finite) < usual["examples"] == len(found["top"])
+    assert other["mean"] == pytest.approx(np.mean([row["cliffs"]["overflowing"] for row in finite]))
+    assert other["spearman"] == pytest.approx(1.0)
+    shown = ok("cliff", url, "--probe", "overflowing", "--top", "1000")
+    assert len(shown.text.splitlines()) == len(found["top"]) + 1
 
 
 def test_rank_correlation_shares_ranks_of_equal_values() -> None:
@@ -302,6 +320,13 @@ def test_curves_are_drawn_and_written(url: str, tmp_path: Path) -> None:
     assert "more lines are not drawn" in many.text
 
 
+def test_lines_of_a_drawing_have_numbers_of_their_own() -> None:
+    for scale in (1e-4, 0.2, 5.0, 4_000.0):
+        drawn = draw_lines([Line("line", [-2, -1, 0], [-0.4 * scale, 0.1 * scale, 0.6 * scale])], "x", "y")
+        ticks = [line.partition("|")[0].strip() for line in drawn.splitlines() if line[11:12] == "|"][:15]
+        assert len({float(tick) for tick in ticks}) == 15, (scale, ticks)
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -310,6 +335,7 @@ def test_curves_are_drawn_and_written(url: str, tmp_path: Path) -> None:
         (["cliff", "--probe", "nope"], ("nope",)),
         (["curve", "--positions", "now"], ("now", "-64..0")),
         (["curve", "--format", "xml"], ("xml", "csv")),
+        (["curve", "-o", "nowhere/curve.svg"], ("nowhere/curve.svg", "plot curve")),
         (["curve", "--group-by", "no_such_column"], ("no_such_column",)),
         (["curve", "--level", "2"], ("level",)),
     ],

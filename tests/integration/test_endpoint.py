@@ -64,6 +64,20 @@ def test_the_model_is_asked_once_for_each_example(built: Built, served: Served, 
     assert {**snapshot(tmp_path / "other"), "answers.jsonl": first["answers.jsonl"]} == first
 
 
+def test_what_is_mixed_in_is_not_asked_for(built: Built, served: Served, tmp_path: Path) -> None:
+    result = export(built, served, tmp_path / "out", "--mix", "20%", "--mix-where", "true")
+    assert (result.code, result.json["mixed"], len(served.asked)) == (0, 2, 8)
+
+
+def test_requests_that_are_refused_for_what_they_hold_are_named(built: Built, served: Served, tmp_path: Path) -> None:
+    served.answer = lambda number, body: (400, {"error": {"message": "too long"}}) if number < 2 else said("No.")
+    result = export(built, served, tmp_path / "out")
+    assert (result.code, len(served.asked)) == (2, 8)
+    last = result.stderr.splitlines()[-1]
+    assert "answers 400 (too long) to 2 of 8 examples: r" in last
+    assert "--where" in last
+
+
 def test_key_is_in_nothing_that_is_written_or_said(built: Built, served: Served, tmp_path: Path) -> None:
     written = export(built, served, tmp_path / "out")
     served.answer = lambda number, body: (401, {"error": {"message": f"Incorrect API key provided: {KEY}"}})

@@ -17,6 +17,7 @@ from commands import ok, run_cli, snapshot, write_jsonl
 from conftest import PROBE, SELECTION, Built, corpus_rows
 
 from cliffstore.errors import ConfigError
+from cliffstore.publish.export import _places
 from cliffstore.run.store import Store
 from cliffstore.schema import TRAINING_SETS, SelectionDocument
 from cliffstore.store import documents, layout
@@ -121,6 +122,12 @@ def test_what_is_mixed_in_teaches_its_own_answers(store: Path, tmp_path: Path) -
         assert row["cliff"] is not None
 
 
+def test_what_is_mixed_in_is_no_concern_of_the_target(store: Path, tmp_path: Path) -> None:
+    template = tmp_path / "answer.jinja"
+    template.write_text("{{ 1 / 0 if label == '0' else 'No.' }}")
+    assert export(store, tmp_path / "out", "--target-template", template, *MIXED)["mixed"] == 6
+
+
 def test_seed_chooses_what_is_mixed_in(store: Path, tmp_path: Path) -> None:
     found = []
     for seed in ("0", "1"):
@@ -133,7 +140,8 @@ def test_seed_chooses_what_is_mixed_in(store: Path, tmp_path: Path) -> None:
 
 
 def test_too_few_to_mix_in_are_all_taken_and_counted(store: Path, tmp_path: Path) -> None:
-    few = ("--mix", "50%", "--mix-where", "label = '0' AND topic IN ('a chess club', 'a wooden chair')")
+    two = "e.label = '0' AND topic IN ('a chess club', 'a wooden chair') -- two"
+    few = ("--mix", "50%", "--mix-where", two)
     result = ok("export", store, "--selection", "declined", "-o", tmp_path / "out", *few, "--json")
     assert (result.json["mixed"], result.json["rows"]) == (2, 8)
     assert "2 examples are mixed in, not the 6" in result.stderr
@@ -271,6 +279,7 @@ def test_template_that_cannot_be_used_is_one_line(text: str, told: str, store: P
         (("--target-text", "No.", "--target-template", "x.jinja"), "leave one out"),
         (("--target-template", "nowhere.jinja"), "nowhere.jinja"),
         (("--target-text", ""), "target"),
+        (("--target-text", " \n"), "has a target"),
     ],
 )
 def test_mistake_is_one_line_and_writes_nothing(
@@ -345,6 +354,42 @@ def test_files_of_another_export_are_told_of(store: Path, tmp_path: Path) -> Non
     assert "validation.parquet" in again.stderr
     header = yaml.safe_load((out / "README.md").read_text().split("---\n")[1])
     assert [one["split"] for one in header["configs"][0]["data_files"]] == ["train"]
+
+
+def test_files_that_no_export_has_made_are_kept(store: Path, tmp_path: Path) -> None:
+    """Such as the README of the folder that somebody works in."""
+    (tmp_path / "README.md").write_text("# My project")
+    (tmp_path / "x.md").write_text("# Notes")
+    (tmp_path / "data").mkdir()
+    shutil.copy(store / "cliffs" / f"{PROBE}.parquet", tmp_path / "data" / "train.parquet")
+    before = snapshot(tmp_path)
+    for out, told in (("", "README.md"), ("x.parquet", "x.md"), ("data", "train.parquet"), ("x.md", "is a file")):
+        mistaken("export", store, "--selection", "declined", "-o", tmp_path / out, told=told)
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("below", ["", "selections", "selections/declined.parquet"])
+def test_a_store_is_not_written_to(below: str, store: Path) -> None:
+    before = sorted(snapshot(store))
+    mistaken("export", store, "--selection", "declined", "-o", store / below, told="is in the store")
+    assert sorted(snapshot(store)) == before
+
+
+def test_a_file_below_the_root_stays_there() -> None:
+    assert _places("/x.parquet") == ("/", "x", "x.md")
+    assert _places("x.parquet") == (".", "x", "x.md")
+
+
+def test_selection_of_another_probe_or_other_cliffs_is_told(store: Path, tmp_path: Path) -> None:
+    """Lineage names the probe and the cliffs of now: they must be those that chose."""
+    path = Path(shutil.copytree(store, tmp_path / "store"))
+    ok("cliff", path, "--probe", PROBE, "--plateau", "max")
+    told = ok("export", path, "--selection", "declined", "-o", tmp_path / "out").stderr
+    assert "other cliffs now than selection 'declined'" in told
+    assert "Cliffs were ranked anew" in (tmp_path / "out" / "README.md").read_text()
+    ok("probe", "fit", path, "--name", PROBE, "--kind", "mean_difference", "--replace")
+    mistaken("export", path, "--selection", "declined", "-o", tmp_path / "other", told="other weights now")
+    assert not (tmp_path / "other").exists()
 
 
 def test_selection_without_a_probe(store: Path, tmp_path: Path) -> None:

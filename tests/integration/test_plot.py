@@ -74,6 +74,8 @@ def test_curves_are_those_of_the_store(url: str, store: Store, tmp_path: Path) -
         point = points[f"{row['probe']}, {row['group']}", row["to_decision"]]
         assert all(point[name] == row[name] for name in ("n", "mean", "low", "high"))
     assert spec["title"]["text"] == "Mean score before the answer: planted, half, 95% bootstrap bands"
+    wide = store.plot("curve", probe="planted", positions="-1..0", level=0.999, resamples=10)
+    assert wide.spec["title"]["text"].endswith("planted, 99.9% bootstrap bands")
 
 
 def test_cliffs_are_those_of_the_store_and_selected_ones_are_marked(url: str, store: Store, tmp_path: Path) -> None:

@@ -211,7 +211,7 @@ def selected(store: Path, threads: int) -> Mapping[str, bytes | None]:
         opened.catalog.connection.execute("SET preserve_insertion_order = false")
         opened.select("cliffs", top="20%", quota=["label=60%"], dedupe=["prompt", "activation:0.9"])
         opened.select("drawn", top="50", strategy="random", seed=3, min_plateau=0.0)
-        opened.select("finals", top="50", strategy="final", where="label = '1'")
+        opened.select("finals", top=50, strategy="final", where="label = '1'")
         opened.select("tied", top="50", strategy="sql:round(plateau / 10)")
     return snapshot(store / "selections")
 

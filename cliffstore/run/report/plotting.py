@@ -122,7 +122,7 @@ def _curve(catalog: Catalog, asked: PlotConfig, reporter: Reporter) -> tuple[Cha
     settings = asked.model_dump(include={"group_by", "where", "resamples", "level", "seed", "all_tokens"})
     curves = draw_curves(catalog, asked.probe, asked.positions or "-64..0", settings, reporter)
     chart = curve_chart(curves, size=_size(asked, USUAL_SIZE), group_title=asked.group_by)
-    band = f", {asked.level:.0%} bootstrap bands" if asked.resamples else ""
+    band = f", {100 * asked.level:g}% bootstrap bands" if asked.resamples else ""
     return chart, f"Mean score before the answer: {_names(asked)}{band}"
 
 
