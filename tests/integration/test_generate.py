@@ -104,6 +104,20 @@ def test_samples_depend_on_seed_and_example_alone(tiny_model: str, corpus: Path,
     assert (first["id"], first["sample"]) == (f"{first['generated_from']}#1", 1)
 
 
+def test_one_token_to_draw_from_is_the_likeliest(tiny_model: str, corpus: Path, tmp_path: Path) -> None:
+    """Whatever the temperature: so top-k and top-p reach the model."""
+    drawn = ("--temperature", "1.5")
+    texts = {}
+    for name, more in {
+        "likeliest": (), "k": (*drawn, "--top-k", "1"), "p": (*drawn, "--top-p", "1e-9"), "free": drawn,
+    }.items():  # fmt: skip
+        at = ("--max-new-tokens", "4", "--limit", "3", "--dtype", "float32", *more)
+        assert generate(corpus, tiny_model, tmp_path / f"{name}.jsonl", *at).code == 0
+        texts[name] = texts_of(tmp_path / f"{name}.jsonl")
+    assert texts["k"] == texts["p"] == texts["likeliest"]
+    assert not any(texts["free"][name] == text for name, text in texts["likeliest"].items())
+
+
 def test_columns_that_say_how_a_text_was_generated_are_told(tiny_model: str, tmp_path: Path) -> None:
     corpus = write_jsonl(tmp_path / "rows.jsonl", [{"id": "a", "prompt": "Hi", "finish": "matte", "sample": 7}])
     result = generate(corpus, tiny_model, tmp_path / "out.jsonl", "--max-new-tokens", "1")
