@@ -215,6 +215,7 @@ def test_hostile_text_survives(tiny_model: str, tmp_path: Path) -> None:
         (("--model", "{model}"), "say -o FILE"),
         (("--model", "{model}", "-o", "{out}", "--top-p", "0.9"), "--temperature"),
         (("--model", "{model}", "-o", "{out}", "--samples", "2"), "--temperature"),
+        (("--model", "{model}", "-o", "{out}", "--seed", "2"), "--temperature"),
         (("--model", "nowhere/at/all", "-o", "{out}"), "nowhere/at/all"),
         (("--model", "{tiny}", "-o", "{out}", "--stop-at-thinking"), "no thinking markers"),
         (("--model", "{model}", "-o", "{out}", "--actors", "2"), "--executor ray"),

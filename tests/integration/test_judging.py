@@ -185,9 +185,7 @@ def test_answered_rows_are_not_asked_again(responses: Path, tmp_path: Path, serv
     assert snapshot(tmp_path) == first
 
 
-def test_answers_may_lie_elsewhere_and_no_verdicts_be_written(
-    responses: Path, tmp_path: Path, served: Served
-) -> None:
+def test_answers_may_lie_elsewhere_and_no_verdicts_be_written(responses: Path, tmp_path: Path, served: Served) -> None:
     """Three rows, of which the whole replies are shown; answers have the length that was asked for."""
     long = {"id": "l", "prompt": "Tell me.", "response": "<think>Hm.</think>" + "One. " * 900 + "The end.", "label": 0}
     rows = [*map(json.loads, responses.read_text().splitlines()[:2]), long, {**long, "id": "beyond"}]

@@ -338,6 +338,11 @@ def test_controls_are_those_of_the_chosen_place_and_of_the_store_that_tests(tmp_
         document = opened.fit_probe("p", positions="-2,decision", **where)
         assert document.positions == "decision"
         assert (document.bag_auroc, document.bag_test_auroc) == (1.0, 0.5)
+        given = opened.import_probe("d", made.direction_D(0), layer=0, calibrate="label", **where)
+        assert (given.n_test, given.test_store) == (56, str(tmp_path / "silent"))
+        assert (given.bag_auroc, given.bag_test_auroc) == (1.0, 0.5)
+        assert given.chosen is not None
+        assert given.chosen.test_auroc is not None
 
 
 def test_what_crosses_a_process_pickles(store: Store) -> None:
@@ -392,6 +397,9 @@ def test_what_is_no_direction_of_the_site_is_refused(store: Store) -> None:
         (good, {"positions": "-1..0"}, "position"),
         (good, {"positions": "-1..0", "calibrate": "label"}, "position"),
         (good, {"site": "attn_out"}, "attn_out"),
+        (good, {"where": "label = '1'"}, "say --calibrate LABEL too"),
+        (good, {"test_store": "elsewhere"}, "say --calibrate LABEL too"),
+        (good, {"calibrate": "label", "kind": "lda"}, "of a probe that is fitted"),
     ):
         with pytest.raises(ValueError, match=told):
             store.import_probe("no", weights, layer=2, **options)

@@ -158,6 +158,11 @@ def test_which_probe_must_be_said_only_where_it_matters(planted: Path) -> None:
         ok("select", planted, "--name", "said", "--top", "3", "--replace", "--probe", "q", *options)
 
 
+def test_a_seed_that_decides_nothing_is_refused(planted: Path) -> None:
+    refused = run_cli("select", planted, "--name", "x", "--top", "3", "--probe", "p", "--seed", "7")
+    assert (refused.code, "strategy cliff draws nothing" in refused.stderr) == (2, True)
+
+
 # What is kept out.
 
 
