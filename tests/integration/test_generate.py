@@ -153,6 +153,12 @@ def test_thinking_is_kept_or_generated_anew(planted: Path, tmp_path: Path) -> No
         assert str(full["thinking"]).startswith(str(row["thinking"]))
 
 
+def test_markers_that_are_given_are_those_of_the_thinking(tiny_model: str, tmp_path: Path) -> None:
+    corpus = write_jsonl(tmp_path / "rows.jsonl", [{"id": "a", "prompt": "Hi"}])
+    marks = ("--think-open", "<a>", "--think-close", "</a>", "--stop-at-thinking", "--max-new-tokens", "1")
+    assert generate(corpus, tiny_model, tmp_path / "out.jsonl", *marks).json["finish"] == {"length": 1}
+
+
 def test_output_is_a_corpus_for_extract(planted: Path, corpus: Path, tmp_path: Path) -> None:
     report = cliffstore.generate(str(corpus), model=str(planted), output=str(tmp_path / "out.parquet"), limit=8)
     assert (report.rows, report.with_thinking) == (8, 8)

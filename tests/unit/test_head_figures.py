@@ -11,15 +11,18 @@ from made_up import make_probe
 from made_up_store import made_up_capture
 
 from cliffstore.analyze.aligned import Distances
+from cliffstore.analyze.attribution import LayerReading, ProbeReading
 from cliffstore.analyze.example_means import Means
 from cliffstore.model.undisturbed import Prompt
-from cliffstore.run.heads import ablate, attention, trace
+from cliffstore.records import NormShape
+from cliffstore.run.heads import ablate, attention, shares, trace
 from cliffstore.run.heads.choices import Choices, Wish, choose_heads, random_sets
 from cliffstore.run.heads.effects import Facts, knockout_rows, set_figures
 from cliffstore.run.heads.results import write_heads
 from cliffstore.run.interventions.steps import suppressors
 from cliffstore.schema import HEADS, HeadsDocument, ProbeDocument
 from cliffstore.store.objects import ObjectStore
+from cliffstore.store.probes import ProbeWeights
 
 FACTS = Facts("refusal", "template", "zero", True)
 FIGURES = ("mean", "control_mean", "control_low", "control_high", "n_controls")
@@ -72,6 +75,32 @@ def test_scores_over_groups_weigh_examples_at_the_last_distance_that_there_is() 
     short.n_X[4:] = 0
     assert trace._summary([both, short], Distances(-1, 0), 4) == (300.0, 30.0, 40.0)
     assert trace._summary([both, short], Distances(-1, -1), 4) == (60.0, 12.0, 7.0)
+
+
+@pytest.mark.parametrize("centred", [False, True])
+def test_behind_a_final_norm_shares_biases_and_score_have_its_scale(centred: bool) -> None:
+    """Layer 5 is the only one: its heads stand first, whatever its number. Rows 0 and 2 of three are filled."""
+    gain_D, shift_D = np.array([1.0, 2.0, 3.0], dtype=np.float32), np.array([0.5, 0.0, -1.0], dtype=np.float32)
+    reading = ProbeReading(
+        {5: LayerReading(np.array([[1.0], [10.0]], dtype=np.float32), 0.25, 0.0, None)},
+        NormShape(gain_D, shift_D, 1e-3, centred),
+    )
+    w_D, h_ND = np.array([1.0, -1.0, 2.0], dtype=np.float32), np.array([[1.0, 2.0, 3.0], [0.0, 4.0, -4.0]])
+    figures = shares._Figures(reading, ProbeWeights(w_D, 0.75), 2, np.zeros((3, 4)))
+    rows_N = np.array([0, 2])
+    figures.take_z(5, rows_N, np.array([[[3.0], [4.0]], [[5.0], [6.0]]], dtype=np.float32))
+    figures.take_stream(rows_N, h_ND.astype(np.float32))
+    x_ND = h_ND - h_ND.mean(axis=1, keepdims=True) if centred else h_ND
+    scale_N = 1 / np.sqrt((x_ND**2).mean(axis=1) + 1e-3)
+    expected_NF = np.column_stack(
+        [
+            *(np.array([[3.0, 40.0], [5.0, 60.0]]) * scale_N[:, None]).T,
+            (x_ND * scale_N[:, None] * gain_D + shift_D) @ w_D + 0.75,
+            0.25 * scale_N,
+        ]
+    )
+    np.testing.assert_allclose(figures.values_RF[rows_N], expected_NF, rtol=1e-5)
+    assert not figures.values_RF[1].any()
 
 
 def test_random_sets_have_other_heads_of_the_same_layers_and_a_seed() -> None:
