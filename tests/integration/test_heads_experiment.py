@@ -217,7 +217,10 @@ def test_lines_are_the_tokens_of_the_plan_and_texts_those_of_a_column(built: Bui
     """The end of a turn behind an answer is no part of its text."""
     tokenizer = AutoTokenizer.from_pretrained(built.model)
     with Store(str(built.store), reporter=Told()) as opened:
-        lines = list(read_lines(opened.catalog, [0, 1, 2, 3, 39]))
+        some = (
+            "SELECT unnest([min(example), max(example)]) AS example FROM examples GROUP BY thinking IS NULL ORDER BY 1"
+        )
+        lines = list(read_lines(opened.catalog, [example for (example,) in opened.sql(some).fetchall()]))
         for line in lines:
             ids = "SELECT token_id FROM tokens WHERE example = $1 AND {} ORDER BY position"
             prompt, answer = (
@@ -227,9 +230,8 @@ def test_lines_are_the_tokens_of_the_plan_and_texts_those_of_a_column(built: Bui
             assert (line.prompt.token_ids_T.tolist(), line.answer_N.tolist()) == (prompt, answer)
             assert len(line.prompt.token_ids_T) == line.prompt.decision + 1
         texts = with_text(opened.catalog, lines, "topic", tokenizer)
-        topics = [row[0] for row in opened.sql("SELECT topic FROM examples WHERE example IN (0, 1, 2, 3, 39) "
-                                               "ORDER BY example").fetchall()]  # fmt: skip
-    assert [tokenizer.decode(line.answer_N) for line in texts] == topics
+        topics = opened.sql(f"SELECT topic FROM examples WHERE example IN ({some}) ORDER BY example").fetchall()
+    assert [tokenizer.decode(line.answer_N) for line in texts] == [topic for (topic,) in topics]
     assert [line.has_thinking for line in lines] == [bool(len(line.answer_N)) for line in lines]
     assert {line.has_thinking for line in lines} == {True, False}
 
