@@ -19,6 +19,8 @@ from cliffstore.run.heads import ablate, attention, shares, trace
 from cliffstore.run.heads.choices import Choices, Wish, choose_heads, random_sets
 from cliffstore.run.heads.effects import Facts, knockout_rows, set_figures
 from cliffstore.run.heads.results import write_heads
+from cliffstore.run.interventions import steps
+from cliffstore.run.interventions.files import ScaleHeadsConfig
 from cliffstore.run.interventions.steps import suppressors
 from cliffstore.schema import HEADS, HeadsDocument, ProbeDocument
 from cliffstore.store.objects import ObjectStore
@@ -154,6 +156,20 @@ def test_heads_that_hold_the_score_down_have_negative_shares_or_positive_effects
                                  [{"layer": None, "head": None, "n": 9, "mean": 50.0}], schema=HEADS)  # fmt: skip
     document = HeadsDocument.model_construct(kind=kind, name="made-up")
     assert suppressors(document, table, 2) == order
+
+
+def test_a_factor_is_of_the_heads_that_have_none_of_their_own(tmp_path: Path) -> None:
+    objects, probe = ObjectStore(str(tmp_path)), _probe()
+    _traced(objects, probe, [(0, 0, 1, -1.0), (1, 0, 1, -3.0), (2, 0, 1, 5.0)])
+    for step, expected in (
+        ({"heads": [[1, 2, 0.5], [1, 0]], "factor": 0.25}, [(1, 0, 0.25), (1, 2, 0.5)]),
+        ({"heads": "3:1"}, [(3, 1, 0.0)]),
+        ({"table": "refusal-direct", "top": 2, "factor": 2}, [(0, 0, 2.0), (0, 1, 2.0)]),
+    ):
+        wish = ScaleHeadsConfig(kind="scale_heads", positions="template", keep_norm=True, **step)
+        found = steps._heads(wish, str(tmp_path), {})
+        assert [(one.layer, one.head, *one.factors) for one in found.heads] == expected
+        assert (found.positions, found.keep_norm) == ("template", True)
 
 
 def test_the_mean_of_z_is_over_the_positions_that_are_ablated(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,12 +8,14 @@ from importlib.resources import files
 from itertools import pairwise
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from made_up import make_probe
 from made_up_store import made_up_capture
 
 from cliffstore.publish.report import scale
 from cliffstore.publish.report.bundle import bundle, check_joined
+from cliffstore.publish.report.figures import _summary
 from cliffstore.publish.report.page import number, plain, size, store_name
 from cliffstore.publish.report.payload import to_payload
 from cliffstore.publish.report.quality import remarks_on
@@ -157,6 +159,22 @@ def test_what_is_said_of_a_probe_is_what_its_intervals_say() -> None:
     assert remarks(test_auroc=None) == ["It was not"]
     assert remarks(test_auroc=0.69) == ["On the unseen"]
     assert remarks(cells=[]) == ["It was imported"]
+
+
+def test_cliffs_are_summed_up_by_group_and_over_all() -> None:
+    table = pa.table(
+        {
+            "group": ["b", "a", "a", None, "a", "b"],
+            "cliff": [1.0, -2.0, 4.0, float("nan"), 7.0, None],
+            "selected": [False, False, True, True, False, False],
+        }
+    )
+    assert _summary(table) == [
+        ["a", 3, 3, 3.0, 4.0, -2.0, 7.0, 2 / 3, 1],
+        ["b", 2, 1, 1.0, 1.0, 1.0, 1.0, 1.0, 0],
+        ["no value", 1, 0, None, None, None, None, None, 1],
+        ["all", 6, 4, 2.5, 2.5, -2.0, 7.0, 0.75, 2],
+    ]
 
 
 def test_numbers_as_they_are_read() -> None:
