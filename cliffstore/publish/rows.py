@@ -31,7 +31,9 @@ FROM selections s JOIN examples e ON e.example = s.example WHERE s.selection = $
 """
 _MIXED = """
 SELECT e.example, NULL, NULL, NULL, e.id, e.prompt, {group}, {text} {columns}
-FROM (SELECT * FROM examples WHERE ({where})) e
+FROM (SELECT * FROM examples e WHERE (
+{where}
+)) e
 WHERE {text} <> '' AND e.example NOT IN (SELECT example FROM selections WHERE selection = $1)
 ORDER BY md5(concat($2, ' ', e.id)), e.id, e.example LIMIT $3
 """

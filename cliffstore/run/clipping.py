@@ -35,7 +35,7 @@ CLIPPED = pa.schema(
 """Columns of the corpus. `kept` is a fraction, 0 to 1, of the thinking of the example `clipped_from`."""
 
 _EXAMPLES = 500
-_ORDINALS = "SELECT example, thinking IS NOT NULL AS has FROM examples WHERE {where} ORDER BY example"
+_ORDINALS = "SELECT example, thinking IS NOT NULL AS has FROM examples e WHERE {where} ORDER BY example"
 _TEXTS = """
 SELECT e.id, e.prompt, e.system, {messages} AS messages, e.thinking, e.response, e.label, e.source, t.pieces
 FROM examples e LEFT JOIN (
@@ -45,7 +45,8 @@ FROM examples e LEFT JOIN (
 WHERE e.example BETWEEN {first} AND {last} AND list_contains($1, e.example) ORDER BY e.example
 """
 _SCORES = """
-SELECT e.kept, s.score FROM (SELECT * FROM examples WHERE kept IS NOT NULL AND clipped_from IS NOT NULL AND ({where})) e
+SELECT e.kept, s.score
+FROM (SELECT * FROM examples e WHERE kept IS NOT NULL AND clipped_from IS NOT NULL AND (\n{where}\n)) e
 LEFT JOIN (SELECT example, score FROM scores WHERE probe = $1 AND to_decision = 0) s USING (example)
 ORDER BY e.kept DESC, e.clipped_from, e.id
 """
@@ -116,7 +117,7 @@ def clip_corpus(
     if not output.lower().endswith(SUFFIXES):
         raise ConfigError(f"{output}: a clipped corpus is written to a file that ends in {' or '.join(SUFFIXES)}")
     columns = _columns(catalog)
-    condition = f"({where})" if where else "true"
+    condition = f"(\n{where}\n)" if where else "true"
     if "clipped_from" in columns:
         condition += " AND clipped_from IS NULL"
     found = catalog.arrow(_ORDINALS.format(where=condition))

@@ -113,7 +113,7 @@ def test_the_report_is_one_of_scores_by_fraction(clipped: tuple[Path, Path]) -> 
             assert (row["logit"], row["probability"]) == (pytest.approx(logit), pytest.approx(probability))
             assert row["logit_low"] < row["logit"] < row["logit_high"]
             assert row["probability_low"] <= row["probability"] <= row["probability_high"]
-        figures = opened.clip_report(PROBE, where="label = '1'")
+        figures = opened.clip_report(PROBE, where="e.label = '1' -- harmful")
     assert [one.n for one in figures] == [10] * 6
     table = ok("clip", "report", store, "--probe", PROBE).text
     assert "probability" in table.splitlines()[0]
@@ -127,7 +127,7 @@ def test_what_was_clipped_is_not_clipped_again(clipped: tuple[Path, Path], tmp_p
 
 def test_parquet_and_conditions(built: Built, tmp_path: Path) -> None:
     with Store(str(built.store)) as store:
-        report = store.clip(str(tmp_path / "half.parquet"), keep=(50, 12.5), where="label = '1'")
+        report = store.clip(str(tmp_path / "half.parquet"), keep=(50, 12.5), where="e.label = '1' -- harmful")
     assert (report.examples, report.rows, report.without_thinking, report.by_words) == (10, 20, 10, 0)
     table = pq.read_table(tmp_path / "half.parquet")
     assert table.schema.names == CLIPPED.names

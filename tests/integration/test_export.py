@@ -144,7 +144,7 @@ def test_seed_chooses_what_validates(store: Path, tmp_path: Path) -> None:
 def test_nothing_that_is_selected_is_mixed_in_too(store: Path, tmp_path: Path) -> None:
     """Whatever mix-where allows, and whatever other probes' cliffs there are."""
     path = Path(shutil.copytree(store, tmp_path / "store"))
-    options = ("--mix", "75%", "--mix-where", "true")
+    options = ("--mix", "75%", "--mix-where", "e.label IS NOT NULL -- all")
     export(path, tmp_path / "one", *options)
     rows = rows_of(tmp_path / "one" / "train.parquet")
     assert [row["part"] for row in rows].count("selected") == 6
