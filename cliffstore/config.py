@@ -103,6 +103,13 @@ class ExtractConfig(Settings):
         return check_name(value, "model alias")
 
     @model_validator(mode="after")
+    def _scores_alone_have_the_layers_of_their_probes(self) -> ExtractConfig:
+        for name in ("layers", "sites"):
+            if self.probe and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} are those that probes read where --probe stores scores alone: leave it out")
+        return self
+
+    @model_validator(mode="after")
     def _changed_models_have_a_name(self) -> ExtractConfig:
         if self.intervene is not None and self.model_alias == "main":
             raise ValueError("intervene makes another model of this one: say --model-alias, such as ablated, too")
@@ -203,6 +210,12 @@ class SelectConfig(StoreConfig):
         default=(), description="prompt:0.8, activation:0.98: no near-duplicates"
     )
     replace: bool = False
+
+    @model_validator(mode="after")
+    def _seed_decides_something(self) -> SelectConfig:
+        if self.seed and self.strategy not in ("random", "rules"):
+            raise ValueError(f"seed is of random and rules: strategy {self.strategy} draws nothing, leave it out")
+        return self
 
 
 class CliffConfig(StoreConfig):
@@ -343,6 +356,12 @@ class ExportConfig(StoreConfig):
             raise ValueError(f"{given[0]} and {given[1]} both say what to learn: leave one out")
         if self.target_endpoint is None and (self.target_model or self.target_answers):
             raise ValueError("target-model and target-answers are of an endpoint: say --target-endpoint too")
+        for name, is_idle, of in (
+            ("target_max_tokens", self.target_endpoint is None, "an endpoint's answers: say --target-endpoint"),
+            ("mix_target_column", self.mix is None, "what is mixed in: say --mix"),
+        ):
+            if is_idle and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name.replace('_', '-')} is of {of} too, or leave it out")
         if (self.mix is None) != (self.mix_where is None):
             raise ValueError("mix and mix-where go together: how much, and of which examples, such as \"label = '0'\"")
         if self.group_by is not None and self.validation is None:

@@ -102,11 +102,11 @@ def as_given(reader: StoreReader, direction: Direction, notice: Notice) -> tuple
 
 
 def calibrated(
-    catalog: Catalog, direction: Direction, inputs: FitInputs, notice: Notice
+    catalog: Catalog, direction: Direction, inputs: FitInputs, notice: Notice, test_catalog: Catalog | None = None
 ) -> tuple[ProbeDocument, ProbeWeights]:
     """Return the probe whose logit along a direction fits the labels of the training part best, and its figures.
 
-    Errors as for `check_direction`.
+    `test_catalog` as for `fit_probe`. Errors as for `check_direction`.
     """
     check_direction(catalog.reader, direction)
     if len(inputs.samples) > 1:
@@ -127,6 +127,6 @@ def calibrated(
         unseen_N = score_rows(inputs.test_source, direction.layer, test.rows_N, weights)
         tested = judged(sweep, test.y_N, test.groups_N, unseen_N)
     metrics = cell_metrics(samples.place.name, direction.layer, Fitted(weights), int(train.sum()), found, tested)
-    bag = bag_of_tokens(catalog, samples, folds, test, catalog, sweep.rule.class_weight, notice)
+    bag = bag_of_tokens(catalog, samples, folds, test, test_catalog or catalog, sweep.rule.class_weight, notice)
     cell = Cell(metrics, weights)
     return describe(catalog, inputs, cell, [cell], None, bag).model_copy(update={"kind": IMPORTED}), weights

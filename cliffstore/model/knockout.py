@@ -9,8 +9,8 @@ sees one large batch in place of one pass a head. No LM head, no block above the
 Where all positions are ablated nothing of a prompt can be held, but what several prompts begin with is computed once a
 choice: a line is then the common stem of some prompts and the rest of each behind it.
 
-In 16-bit models a line in which nothing is ablated is in each batch: effects are differences within one batch, so that
-rounding that depends on the size of a batch is no effect.
+In 16-bit models a line in which nothing is ablated is in each batch, and lines that join are copies of it: effects are
+differences within one batch, so that rounding that depends on the size of a batch is no effect.
 
 Of the last block, only the rows that the probe reads are computed behind keys and values.
 
@@ -234,8 +234,8 @@ class Knockouts:
         with reading(self._read) as read, off, attention.attending(lines), suppress(ReadError):
             for layer in range(begun, len(self._blocks)):
                 if layer in joins:
-                    new_BKD = held.hidden_1KD[layer].expand(joins[layer], -1, -1)
-                    hidden_BKD = torch.cat([hidden_BKD, new_BKD])
+                    plain_1KD = hidden_BKD[:1] if self._with_plain else held.hidden_1KD[layer]
+                    hidden_BKD = torch.cat([hidden_BKD, plain_1KD.expand(joins[layer], -1, -1)])
                 if layer == self.layers[-1]:
                     hidden_BKD = self._read_rows(held, lines, layer, hidden_BKD)
                 else:

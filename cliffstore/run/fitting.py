@@ -22,6 +22,9 @@ from cliffstore.store.catalog import Catalog
 from cliffstore.store.probes import keep_copies, list_probes, taken, write_probe
 from cliffstore.store.reader import StoreReader
 
+_OF_A_DIRECTION = ("site", "model", "positions")
+_OF_A_CALIBRATION = ("positive", "where", "test_where", "test_store", "class_weight", "seed")
+
 
 @dataclass(frozen=True, slots=True)
 class GivenDirection:
@@ -90,24 +93,40 @@ def take_in(
     given: GivenDirection,
     settings: Mapping[str, object],
     notice: Callable[[str], None],
+    test_options: Mapping[str, object] | None,
     *,
     replace: bool,
 ) -> ProbeDocument:
-    """Keep a direction as a probe, as it is or with scale and offset fitted on a label."""
+    """Keep a direction as a probe, as it is or with scale and offset fitted on a label; `test_options` as for `fit`."""
     if given.calibrate is not None and given.bias is not None:
         raise ConfigError("a direction has an offset that is given, or one that is calibrated: leave one out")
     label = {} if given.calibrate is None else {"label": given.calibrate}
     asked = check_settings(catalog.reader, given.name, {"layers": str(given.layer), **settings, **label})
+    _check_effect(given, settings)
     w_D = as_vector(given.weights)
     direction = Direction(given.name, w_D, given.bias, asked.site, given.layer, asked.model, asked.positions)
     check_direction(catalog.reader, direction)
     if given.calibrate is None:
         document, kept = as_given(catalog.reader, direction, notice)
     else:
-        inputs = find_inputs(catalog, probe_settings(asked), notice)
-        document, kept = calibrated(catalog, direction, inputs, notice)
+        with ExitStack() as stack:
+            test = None
+            if asked.test_store:
+                test = stack.enter_context(Catalog(StoreReader(asked.test_store, test_options)))
+            inputs = find_inputs(catalog, probe_settings(asked), notice, test)
+            document, kept = calibrated(catalog, direction, inputs, notice, test)
     write_probe(catalog.reader.objects, document, kept, replace=replace)
     return document
+
+
+def _check_effect(given: GivenDirection, settings: Mapping[str, object]) -> None:
+    """Raise `ConfigError` where a setting would change nothing."""
+    for name in (name for name, value in settings.items() if value is not None and name not in _OF_A_DIRECTION):
+        option = name.replace("_", "-")
+        if name not in _OF_A_CALIBRATION:
+            raise ConfigError(f"{option} is of a probe that is fitted, and a direction is not: leave it out")
+        if given.calibrate is None:
+            raise ConfigError(f"{option} says what a direction is calibrated on: say --calibrate LABEL too")
 
 
 def probe_settings(config: ProbeConfig) -> ProbeSettings:

@@ -113,7 +113,9 @@ class Store(StoreAttention, StoreExperiments, StoreHeads, StorePlots, StoreRepor
         from cliffstore.run import fitting
 
         given = fitting.GivenDirection(name, weights, layer, bias, calibrate)
-        document = fitting.take_in(self._own, given, settings, self._reporter.notice, replace=replace)
+        other = settings.get("test_store")
+        options = self.storage_options_for(str(other)) if other else None
+        document = fitting.take_in(self._own, given, settings, self._reporter.notice, options, replace=replace)
         self.refresh()
         return document
 

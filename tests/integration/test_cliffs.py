@@ -14,6 +14,7 @@ from commands import ok, run_cli
 from score_store import ScoreStore
 from whole_store import Silent
 
+from cliffstore.analyze import curves
 from cliffstore.analyze.aligned import Distances, align
 from cliffstore.cli.plots import Line, draw_lines
 from cliffstore.errors import ConfigError, DamagedStoreError, ProbeError, QueryError
@@ -153,6 +154,25 @@ def test_bands_are_those_of_a_bootstrap_over_examples(store: Store) -> None:
         width = high - low
         assert abs(row["low"] - low) < 0.05 * width
         assert abs(row["high"] - high) < 0.05 * width
+
+
+def test_bands_do_not_depend_on_the_size_of_products(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = store.curves(PROBE, positions="-8..0", resamples=300)
+    monkeypatch.setattr(curves, "_LINES", 7)
+    monkeypatch.setattr(curves, "_DRAWS", 70)
+    parts = store.curves(PROBE, positions="-8..0", resamples=300)
+    for edge in ("low", "high"):
+        np.testing.assert_allclose(parts[edge].to_numpy(), whole[edge].to_numpy(), rtol=1e-12)
+
+
+def test_groups_are_in_the_order_of_their_names_and_none_is_last(store: Store) -> None:
+    """Not in that of their first examples: `z` comes first in the store."""
+    by = "CASE example % 3 WHEN 0 THEN 'z' WHEN 1 THEN NULL ELSE 'a' END"
+    found = store.curves(PROBE, positions="0..0", group_by=by, all_tokens=True)
+    assert found["group"].to_pylist() == ["a", "z", None]
+    for name, rest in (("a", 2), ("z", 0), (None, 1)):
+        one = store.curves(PROBE, positions="0..0", where=f"example % 3 = {rest}", all_tokens=True)
+        assert found["mean"].to_pylist()[["a", "z", None].index(name)] == one["mean"][0].as_py()
 
 
 def test_curves_of_chosen_examples(store: Store) -> None:

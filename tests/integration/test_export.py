@@ -139,6 +139,30 @@ def test_seed_chooses_what_is_mixed_in(store: Path, tmp_path: Path) -> None:
     assert found[0] != found[1]
 
 
+def test_seed_chooses_what_validates(store: Path, tmp_path: Path) -> None:
+    held_out = []
+    for seed in ("0", "1", "2"):
+        export(store, tmp_path / seed, "--validation", "50%", "--seed", seed)
+        held_out.append({row["id"] for row in rows_of(tmp_path / seed / "validation.parquet")})
+    assert {len(one) for one in held_out} == {3}
+    assert len(set(map(frozenset, held_out))) > 1
+
+
+def test_nothing_that_is_selected_is_mixed_in_too(store: Path, tmp_path: Path) -> None:
+    """Whatever mix-where allows, and whatever other probes' cliffs there are."""
+    path = Path(shutil.copytree(store, tmp_path / "store"))
+    options = ("--mix", "75%", "--mix-where", "e.label IS NOT NULL -- all")
+    export(path, tmp_path / "one", *options)
+    rows = rows_of(tmp_path / "one" / "train.parquet")
+    assert [row["part"] for row in rows].count("selected") == 6
+    assert len(rows) == len({row["id"] for row in rows}) == 20
+    ok("probe", "random", path, "--like", PROBE, "--n", "1")
+    ok("score", path, "--probe", f"{PROBE}-random-0-0")
+    ok("cliff", path, "--probe", f"{PROBE}-random-0-0")
+    export(path, tmp_path / "two", *options)
+    assert (tmp_path / "two" / "train.parquet").read_bytes() == (tmp_path / "one" / "train.parquet").read_bytes()
+
+
 def test_too_few_to_mix_in_are_all_taken_and_counted(store: Path, tmp_path: Path) -> None:
     two = "e.label = '0' AND topic IN ('a chess club', 'a wooden chair') -- two"
     few = ("--mix", "50%", "--mix-where", two)
@@ -280,6 +304,8 @@ def test_template_that_cannot_be_used_is_one_line(text: str, told: str, store: P
         (("--target-template", "nowhere.jinja"), "nowhere.jinja"),
         (("--target-text", ""), "target"),
         (("--target-text", " \n"), "has a target"),
+        (("--target-max-tokens", "9"), "--target-endpoint"),
+        (("--mix-target-column", "topic"), "--mix"),
     ],
 )
 def test_mistake_is_one_line_and_writes_nothing(

@@ -104,6 +104,20 @@ def test_samples_depend_on_seed_and_example_alone(tiny_model: str, corpus: Path,
     assert (first["id"], first["sample"]) == (f"{first['generated_from']}#1", 1)
 
 
+def test_one_token_to_draw_from_is_the_likeliest(tiny_model: str, corpus: Path, tmp_path: Path) -> None:
+    """Whatever the temperature: so top-k and top-p reach the model."""
+    drawn = ("--temperature", "1.5")
+    texts = {}
+    for name, more in {
+        "likeliest": (), "k": (*drawn, "--top-k", "1"), "p": (*drawn, "--top-p", "1e-9"), "free": drawn,
+    }.items():  # fmt: skip
+        at = ("--max-new-tokens", "4", "--limit", "3", "--dtype", "float32", *more)
+        assert generate(corpus, tiny_model, tmp_path / f"{name}.jsonl", *at).code == 0
+        texts[name] = texts_of(tmp_path / f"{name}.jsonl")
+    assert texts["k"] == texts["p"] == texts["likeliest"]
+    assert not any(texts["free"][name] == text for name, text in texts["likeliest"].items())
+
+
 def test_columns_that_say_how_a_text_was_generated_are_told(tiny_model: str, tmp_path: Path) -> None:
     corpus = write_jsonl(tmp_path / "rows.jsonl", [{"id": "a", "prompt": "Hi", "finish": "matte", "sample": 7}])
     result = generate(corpus, tiny_model, tmp_path / "out.jsonl", "--max-new-tokens", "1")
@@ -137,6 +151,12 @@ def test_thinking_is_kept_or_generated_anew(planted: Path, tmp_path: Path) -> No
     for row, full in zip(rows_of(tmp_path / "within.jsonl"), whole, strict=True):
         assert row["response"] is None
         assert str(full["thinking"]).startswith(str(row["thinking"]))
+
+
+def test_markers_that_are_given_are_those_of_the_thinking(tiny_model: str, tmp_path: Path) -> None:
+    corpus = write_jsonl(tmp_path / "rows.jsonl", [{"id": "a", "prompt": "Hi"}])
+    marks = ("--think-open", "<a>", "--think-close", "</a>", "--stop-at-thinking", "--max-new-tokens", "1")
+    assert generate(corpus, tiny_model, tmp_path / "out.jsonl", *marks).json["finish"] == {"length": 1}
 
 
 def test_output_is_a_corpus_for_extract(planted: Path, corpus: Path, tmp_path: Path) -> None:
@@ -201,6 +221,7 @@ def test_hostile_text_survives(tiny_model: str, tmp_path: Path) -> None:
         (("--model", "{model}"), "say -o FILE"),
         (("--model", "{model}", "-o", "{out}", "--top-p", "0.9"), "--temperature"),
         (("--model", "{model}", "-o", "{out}", "--samples", "2"), "--temperature"),
+        (("--model", "{model}", "-o", "{out}", "--seed", "2"), "--temperature"),
         (("--model", "nowhere/at/all", "-o", "{out}"), "nowhere/at/all"),
         (("--model", "{tiny}", "-o", "{out}", "--stop-at-thinking"), "no thinking markers"),
         (("--model", "{model}", "-o", "{out}", "--actors", "2"), "--executor ray"),

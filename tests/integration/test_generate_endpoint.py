@@ -167,13 +167,14 @@ def test_key_that_cannot_be_sent_is_said_to_be(
 
 def test_each_sample_has_a_seed_of_its_own(server: Server, tmp_path: Path) -> None:
     corpus = write_jsonl(tmp_path / "two.jsonl", [{"id": name, "prompt": "Hello"} for name in "ab"])
-    at = ("--endpoint", server.url, "--temperature", "0.7", "--top-p", "0.9", "--samples", "2")
+    at = ("--endpoint", server.url, "--temperature", "0.7", "--top-p", "0.9", "--top-k", "40",
+          "--samples", "2")  # fmt: skip
     seeds = []
     for out, seed in (("one", "0"), ("again", "0"), ("other", "1")):
         server.asked.clear()
         assert generate(corpus, "m", tmp_path / f"{out}.jsonl", *at, "--seed", seed).code == 0
         seeds.append({body["seed"] for body in server.asked})
-        assert {(body["temperature"], body["top_p"]) for body in server.asked} == {(0.7, 0.9)}
+        assert {(body["temperature"], body["top_p"], body["top_k"]) for body in server.asked} == {(0.7, 0.9, 40)}
     assert len(seeds[0]) == 4
     assert seeds[0] == seeds[1]
     assert not seeds[0] & seeds[2]

@@ -12,10 +12,12 @@ from commands import ok, run_cli
 from integration.conftest import Built
 from quick import quick_runs
 from told import Told
+from transformers import AutoTokenizer
 
 from cliffstore import Store
 from cliffstore.model.planted.model import Planted, PlantSettings, plant
 from cliffstore.run.experiment import model as experiment_model
+from cliffstore.run.experiment.examples import read_lines, with_text
 from cliffstore.run.experiment.settings import ExperimentReport
 from cliffstore.run.heads.results import write_heads
 from cliffstore.run.stages import extract
@@ -209,6 +211,29 @@ def test_mistakes_are_one_line_and_nothing_is_written(case: Case) -> None:
         errors = [line for line in result.stderr.strip().splitlines() if line.startswith("error")]
         assert len(errors) <= 1
     assert not ObjectStore(str(case.store)).list("experiments")
+
+
+def test_lines_are_the_tokens_of_the_plan_and_texts_those_of_a_column(built: Built) -> None:
+    """The end of a turn behind an answer is no part of its text."""
+    tokenizer = AutoTokenizer.from_pretrained(built.model)
+    with Store(str(built.store), reporter=Told()) as opened:
+        some = (
+            "SELECT unnest([min(example), max(example)]) AS example FROM examples GROUP BY thinking IS NULL ORDER BY 1"
+        )
+        lines = list(read_lines(opened.catalog, [example for (example,) in opened.sql(some).fetchall()]))
+        for line in lines:
+            ids = "SELECT token_id FROM tokens WHERE example = $1 AND {} ORDER BY position"
+            prompt, answer = (
+                [token for (token,) in opened.sql(ids.format(which), [line.example]).fetchall()]
+                for which in ("to_decision <= 0", "segment = 'response'")
+            )
+            assert (line.prompt.token_ids_T.tolist(), line.answer_N.tolist()) == (prompt, answer)
+            assert len(line.prompt.token_ids_T) == line.prompt.decision + 1
+        texts = with_text(opened.catalog, lines, "topic", tokenizer)
+        topics = opened.sql(f"SELECT topic FROM examples WHERE example IN ({some}) ORDER BY example").fetchall()
+    assert [tokenizer.decode(line.answer_N) for line in texts] == [topic for (topic,) in topics]
+    assert [line.has_thinking for line in lines] == [bool(len(line.answer_N)) for line in lines]
+    assert {line.has_thinking for line in lines} == {True, False}
 
 
 def test_a_model_that_does_not_think_regenerates_nothing(built: Built, tmp_path: Path) -> None:

@@ -93,6 +93,23 @@ def test_a_second_model_is_traced_by_its_own_vectors_and_weights(twins: Twins, s
     assert np.nanmin(expected) < -0.01
 
 
+def test_intervals_have_the_level_and_the_seed_that_were_asked_for(twins: Twins) -> None:
+    def intervals(kind: str, **more: object) -> np.ndarray:
+        given = {"name": "level", "replace": True, "model": str(twins.folders["main"]), "resamples": 50, **more}
+        with twins.open() as opened:
+            measure = opened.trace_heads if kind == "direct" else opened.ablate_heads
+            measure("main", **given, **({} if kind == "direct" else {"heads": "0:1,1:3,2:2", "controls": 0}))
+            document, table = opened.heads("level")
+            assert {name: getattr(document, name) for name in more} == more
+        return np.array([table["low"].to_numpy(), table["high"].to_numpy()])
+
+    for kind in ("direct", "knockout"):
+        whole, half, other = intervals(kind), intervals(kind, level=0.5), intervals(kind, seed=1)
+        assert (np.ptp(half, axis=0) <= np.ptp(whole, axis=0)).all()
+        assert np.ptp(half, axis=0).sum() < 0.7 * np.ptp(whole, axis=0).sum()
+        assert not np.array_equal(whole, other)
+
+
 def test_models_that_were_changed_are_refused(twins: Twins) -> None:
     assert "which was changed while it ran" in _refusal(twins, ProbeError, "main.changed")
     for source in ("z", "model"):
@@ -219,6 +236,7 @@ def test_mistakes_are_one_line_and_nothing_is_written(built: Built, tmp_path: Pa
         (["ablate", "--probe", "refusal", "--heads", "3.1"], "write layer:head"),
         (["ablate", "--probe", "refusal", "--heads", "9:9"], "cannot change what probe"),
         (["ablate", "--probe", "refusal", "--shortlist", "3"], "has no figures of heads 'refusal-direct'"),
+        (["ablate", "--probe", "refusal", "--trace", "some"], "say --shortlist too"),
         (["ablate", "--probe", "refusal", "--positions", "some"], "choose one of template, all, decision"),
         (["show", "none"], "has no figures of heads 'none'"),
     ):

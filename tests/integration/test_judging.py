@@ -185,6 +185,22 @@ def test_answered_rows_are_not_asked_again(responses: Path, tmp_path: Path, serv
     assert snapshot(tmp_path) == first
 
 
+def test_answers_may_lie_elsewhere_and_no_verdicts_be_written(responses: Path, tmp_path: Path, served: Served) -> None:
+    """Three rows, of which the whole replies are shown; answers have the length that was asked for."""
+    long = {"id": "l", "prompt": "Tell me.", "response": "<think>Hm.</think>" + "One. " * 900 + "The end.", "label": 0}
+    rows = [*map(json.loads, responses.read_text().splitlines()[:2]), long, {**long, "id": "beyond"}]
+    write_jsonl(responses, rows)
+    at = ("judge", responses, "--endpoint", served.url, "--model", "small-guard", "--max-tokens", "7", "--limit", "3",
+          "--answers", tmp_path / "kept" / "answers.jsonl", "--json")  # fmt: skip
+    report = ok(*at).json
+    assert (report["examples"], report["output"]) == (3, None)
+    assert [asked["max_tokens"] for asked in served.asked] == [7] * 3
+    assert any("The end." in str(asked["messages"]) for asked in served.asked)
+    assert len((tmp_path / "kept" / "answers.jsonl").read_text().splitlines()) == 3
+    assert ok(*at).json["rates"] == report["rates"]
+    assert len(served.asked) == 3
+
+
 def test_row_that_the_endpoint_will_not_take_does_not_end_the_run(
     responses: Path, tmp_path: Path, served: Served
 ) -> None:

@@ -240,6 +240,12 @@ def test_long_segments_are_thinned_evenly_and_told(tmp_path: Path, told: Told) -
     made.make(ObjectStore(str(tmp_path / "store")))
     with Store(str(tmp_path / "store"), reporter=told) as opened:
         document = opened.fit_probe("p", positions="think")
+        asked = probe_settings(ProbeConfig(store="", name="p", positions="think"))
+        (samples,) = find_inputs(opened.catalog, asked, lambda _: None).samples
+    places_EK = samples.rows_N.reshape(made.n_examples, MOST_OF_SEGMENT)
+    steps = np.diff(places_EK, axis=1)
+    assert (steps.min(), steps.max()) == (1, 2)
+    assert set((places_EK[:, -1] - places_EK[:, 0]).tolist()) <= {98, 99}
     n = document.n_train + document.n_validation
     assert n == MOST_OF_SEGMENT * made.n_examples
     assert told.notices[0] == (
@@ -323,6 +329,24 @@ def test_bag_of_tokens_tells_what_the_words_tell(tmp_path: Path) -> None:
             assert document.chosen.auroc < 0.75, "a probe cannot tell"
 
 
+def test_controls_are_those_of_the_chosen_place_and_of_the_store_that_tests(tmp_path: Path) -> None:
+    """Tokens tell the label from the one before the decision on, vectors at the decision alone."""
+    made = TellingStore(n_units=1, width=4, n_layers=1, strength=9.0)
+    made.make(ObjectStore(str(tmp_path / "store")))
+    silent = VectorStore(n_units=1, width=4, n_layers=1, strength=9.0)
+    silent.make(ObjectStore(str(tmp_path / "silent")))
+    with Store(str(tmp_path / "store")) as opened:
+        where = {"where": "example >= 56", "test_store": str(tmp_path / "silent")}
+        document = opened.fit_probe("p", positions="-2,decision", **where)
+        assert document.positions == "decision"
+        assert (document.bag_auroc, document.bag_test_auroc) == (1.0, 0.5)
+        given = opened.import_probe("d", made.direction_D(0), layer=0, calibrate="label", **where)
+        assert (given.n_test, given.test_store) == (56, str(tmp_path / "silent"))
+        assert (given.bag_auroc, given.bag_test_auroc) == (1.0, 0.5)
+        assert given.chosen is not None
+        assert given.chosen.test_auroc is not None
+
+
 def test_what_crosses_a_process_pickles(store: Store) -> None:
     asked = ProbeConfig(store="", name="p", positions="-1..0", test_where="example < 99", where="example >= 99")
     inputs = find_inputs(store.catalog, probe_settings(asked), lambda _: None)
@@ -375,6 +399,9 @@ def test_what_is_no_direction_of_the_site_is_refused(store: Store) -> None:
         (good, {"positions": "-1..0"}, "position"),
         (good, {"positions": "-1..0", "calibrate": "label"}, "position"),
         (good, {"site": "attn_out"}, "attn_out"),
+        (good, {"where": "label = '1'"}, "say --calibrate LABEL too"),
+        (good, {"test_store": "elsewhere"}, "say --calibrate LABEL too"),
+        (good, {"calibrate": "label", "kind": "lda"}, "of a probe that is fitted"),
     ):
         with pytest.raises(ValueError, match=told):
             store.import_probe("no", weights, layer=2, **options)
@@ -387,6 +414,8 @@ def test_a_direction_without_offset_says_so(store: Store, told: Told) -> None:
     store.import_probe("ones", np.ones(12), layer=0)
     assert len(told.notices) == 1
     assert "b = 0" in told.notices[0]
+    placed = store.import_probe("placed", np.ones(12), layer=0, bias=1.5, positions="-1")
+    assert (placed.positions, read_probe(store.reader.objects, "placed")[1].b) == ("-1", 1.5)
 
 
 def test_heat_map_is_drawn(path: Path, store: Store, tmp_path: Path) -> None:

@@ -256,6 +256,16 @@ def test_refused_probe_is_one_line_and_nothing_written(built: Built, probes: Pat
     assert snapshot(tmp_path) == before
 
 
+@pytest.mark.parametrize("option", [("--layers", "3"), ("--sites", "z")])
+def test_layers_and_sites_are_those_of_the_probes(
+    built: Built, probes: Path, option: tuple[str, str], tmp_path: Path
+) -> None:
+    """No activation is stored, so there is nothing to choose."""
+    result = score_live(built, tmp_path / "fresh", brought(probes, "post-0"), *option)
+    assert (result.code, f"{option[0][2:]} are those that probes read" in result.stderr) == (2, True)
+    assert not (tmp_path / "fresh").exists()
+
+
 def test_probe_whose_name_is_taken_is_refused(built: Built, probes: Path, live: Path, tmp_path: Path) -> None:
     store = Path(shutil.copytree(live, tmp_path / "store"))
     other = tmp_path / "other"

@@ -114,6 +114,14 @@ def test_strategy_orders_as_sql_does(planted: Path, options: tuple[str, ...], va
     assert report["left_out"] == ({"without_value": 512 - len(expected)} if len(expected) < 512 else {})
 
 
+def test_what_is_no_number_is_no_value_and_a_condition_may_end_in_a_comment(planted: Path) -> None:
+    value = "CASE example % 4 WHEN 0 THEN 'nan'::DOUBLE WHEN 1 THEN 'inf'::DOUBLE ELSE example END -- of a row"
+    at = ("--top", "3", "--strategy", f"sql:{value}", "--where", "label IS NOT NULL -- all")
+    report = ok("select", planted, "--name", "odd", *at, "--json").json
+    assert (report["candidates"], report["left_out"]) == (256, {"without_value": 256})
+    assert chosen(planted, "odd") == ["e511", "e510", "e507"]
+
+
 def test_random_is_of_seed_and_id(planted: Path) -> None:
     ok("select", planted, "--name", "r0", "--top", "10%", "--strategy", "random")
     ok("select", planted, "--name", "r7", "--top", "10%", "--strategy", "random", "--seed", "7")
@@ -156,6 +164,11 @@ def test_which_probe_must_be_said_only_where_it_matters(planted: Path) -> None:
         refused = run_cli("select", planted, "--name", "x", "--top", "3", *options)
         assert (refused.code, "p, q" in refused.stderr) == (2, True), refused.stderr
         ok("select", planted, "--name", "said", "--top", "3", "--replace", "--probe", "q", *options)
+
+
+def test_a_seed_that_decides_nothing_is_refused(planted: Path) -> None:
+    refused = run_cli("select", planted, "--name", "x", "--top", "3", "--probe", "p", "--seed", "7")
+    assert (refused.code, "strategy cliff draws nothing" in refused.stderr) == (2, True)
 
 
 # What is kept out.

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 from made_up import made_up_metrics
 from plans import Plan, make_plan, planned_of
 from told import Told
@@ -25,7 +26,10 @@ from cliffstore.schema import (
     ModelIdentity,
     PassSettings,
     ProbeDocument,
+    Receipt,
+    ScoreReceipt,
 )
+from cliffstore.store import documents, layout
 from cliffstore.store.arrays import open_arrays
 from cliffstore.store.objects import ObjectStore
 from cliffstore.store.probes import ProbeWeights, write_probe
@@ -151,6 +155,37 @@ def test_sparse_store_verifies_and_is_scored_where_it_is_stored(make_store, posi
     unlike = "SELECT count(*) FROM scores s JOIN tokens t USING (example, position) WHERE -t.row IS DISTINCT FROM score"
     assert store.sql(unlike).fetchall() == [(0,)]
     assert store.sql("SELECT count(*) FROM scores").fetchall() == [(n_stored,)]
+
+
+def test_what_contradicts_a_receipt_is_found(make_store) -> None:
+    """Each time with a seal that fits, or beside everything that has one."""
+    store, plan, _ = make_store("all")
+    store.score(PROBE)
+    assert not store.verify().findings
+    objects, unit = ObjectStore(store.reader.url), plan.units[0]
+    scores = documents.read(objects, ScoreReceipt, layout.scores_receipt(PROBE, 0))
+    receipt = documents.read(objects, Receipt, layout.receipt(CAPTURE.capture, 0))
+    for document, change, said in (
+        (scores, {"n_tokens": scores.n_tokens + 1}, "counts other tokens than its table or the plan has"),
+        (scores, {"probe_digest": "0" * 64}, "is of other weights than the probe has"),
+        (receipt, {"bytes": receipt.bytes + 1}, "counts other bytes than its rows have"),
+        (receipt, {"n_tokens": receipt.n_tokens + 1}, "does not agree with the plan"),
+        (receipt, {"digests": {}}, "does not cover the arrays of its capture"),
+    ):
+        documents.put(objects, document.model_copy(update=change))
+        assert said in " ".join(one.problem for one in store.verify().findings)
+        documents.put(objects, document)
+    stray = layout.shard("activations/main/resid_post/0", 9, 2)
+    objects.put(stray, b"vectors")
+    assert [(one.key, one.problem) for one in store.verify().findings] == [
+        (stray, "is a shard of a unit that is not planned")
+    ]
+    objects.delete(stray)
+    assert not store.verify().findings
+    array = zarr.open_array(f"{store.reader.url}/activations/main/resid_post/0", mode="r+")
+    array[unit.row_start + unit.n_rows, 0] = 1.0
+    (found,) = store.verify().findings
+    assert "has vectors behind the last row of its unit" in found.problem
 
 
 def test_examples_without_a_position_to_store_can_be_queried(make_store) -> None:

@@ -22,6 +22,7 @@ from cliffstore.errors import ConfigError, ProbeError
 from cliffstore.publish.charts import theme as looks
 from cliffstore.publish.charts.cliffs import MOST_TICKS, cliff_chart
 from cliffstore.publish.charts.curves import curve_chart
+from cliffstore.publish.charts.experiment import experiment_chart
 from cliffstore.publish.charts.heads import head_chart
 from cliffstore.publish.charts.layers import layer_chart, layer_heat_map
 from cliffstore.publish.charts.pictures import VEGA_LITE, kind_of, picture
@@ -292,6 +293,36 @@ def test_several_positions_are_a_heat_map_and_one_of_them_lines() -> None:
         layer_chart(document, positions="think")
     with pytest.raises(ProbeError, match="no figures"):
         layer_chart(sweep())
+
+
+def experiment_rows(*rows: tuple[str, float | None, int | None, float]) -> pa.Table:
+    """Condition, share, random set and score of harmful examples."""
+    same = {"thinking": "fixed", "part": "harmful", "measure": "score", "n": 4, "n_heads": 2}
+    return pa.Table.from_pylist(
+        [
+            {**same, "condition": condition, "share": share, "set": number, "value": value, "low": value - 1,
+             "high": value + 2}
+            for condition, share, number, value in rows
+        ]
+    )  # fmt: skip
+
+
+def test_an_experiment_shows_its_heads_beside_random_ones_with_the_intervals_that_were_asked_for() -> None:
+    table = experiment_rows(
+        ("unchanged", None, None, -1.0), ("chosen", 10.0, None, 5.0), ("random", 10.0, 0, 0.5),
+        ("random", 10.0, 1, -2.0),
+    )  # fmt: skip
+    chart = experiment_chart(table, level=0.9)
+    data = chart.spec["datasets"]
+    chosen = [(point["share"], point["value"], point["low"], point["high"]) for point in data["harmful_score_chosen"]]
+    assert chosen == [(0.0, -1.0, -2.0, 1.0), (10.0, 5.0, 4.0, 7.0)]
+    random = [(one["share"], one["low"], one["mean"], one["high"], one["sets"]) for one in data["harmful_score_random"]]
+    assert random == [(0.0, -1.0, -1.0, -1.0, 0), (10.0, -2.0, -0.75, 0.5, 2)]
+    assert "with 90 % intervals" in chart.captions[0]
+    assert "up to 2 random sets" in chart.captions[1]
+    assert "90 % interval from" in json.dumps(chart.spec)
+    with pytest.raises(ConfigError, match="no figures"):
+        experiment_chart(table.slice(0, 0), level=0.95)
 
 
 def test_heads_have_zero_in_the_middle() -> None:

@@ -255,6 +255,13 @@ def test_examples_without_a_stored_decision_have_a_plateau_and_no_cliff() -> Non
     assert (row["plateau"], row["final"], row["cliff"], row["n_steep"]) == (8.0, None, None, None)
 
 
+def test_a_score_that_is_no_number_is_the_steepest_fall_as_in_sql() -> None:
+    """Where `--allow-nonfinite` let it in."""
+    rows = [(1, *token) for token in _tokens([0.0], [2.0, float("nan"), 1.0], [0.0], [])]
+    assert [row["steepest_position"] for row in _by_sql(rows)] == [3]
+    assert falls(TokenScores.of(_table(rows)), PlateauRule())["steepest_position"].to_pylist() == [3]
+
+
 def test_no_scores_give_no_cliffs() -> None:
     assert falls(TokenScores.of(SCORES.empty_table()), PlateauRule()) == CLIFFS.empty_table()
     assert falls(TokenScores.of(SCORES.empty_table()), PlateauRule.parse("q0.5", "last:3")).num_rows == 0

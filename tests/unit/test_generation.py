@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,8 +22,12 @@ from cliffstore.model.generation import Prompt, TextGenerator
 from cliffstore.model.identity import ModelSource
 from cliffstore.model.sampling import Sampling, gumbel_noise, processors
 from cliffstore.publish.completions import Endpoint
-from cliffstore.records import SEGMENTS, Segment
+from cliffstore.records import SEGMENTS, CorpusRow, Message, RenderedExample, Segment
+from cliffstore.run.generation import backend
+from cliffstore.run.generation.backend import Backend
+from cliffstore.run.generation.config import GenerateConfig
 from cliffstore.run.generation.job import EndpointSpec, GenerationJob, ModelSpec, Windows, noise_key
+from cliffstore.run.generation.plan import _Planning
 from cliffstore.run.generation.positions import RowRoles, role_at_end
 from cliffstore.schema import ModelIdentity
 
@@ -95,6 +100,40 @@ def test_rows_that_have_ended_stay_within_the_positions_of_the_model() -> None:
     alone = [generator.generate([one])[0] for one in prompts]
     assert [one.n_tokens for one in together] == [4, 24]
     assert [one.token_ids.tolist() for one in together] == [one.token_ids.tolist() for one in alone]
+
+
+@pytest.mark.parametrize(("context", "limit"), [(None, 9), (40, 9), (14, 9), (13, 8), (6, 1)])
+def test_prompt_and_answer_together_stay_within_the_context(context: int | None, limit: int) -> None:
+    config = GenerateConfig(corpus=("c.jsonl",), model="m", output="out.jsonl", max_new_tokens=9)
+    row = CorpusRow("a", "Hi", (Message("user", "Hi"),))
+    header = np.full(5, SEGMENTS.index(Segment.HEADER), dtype=np.uint8)
+    example = RenderedExample(row, np.arange(5, dtype=np.int32), header, 4, "c.jsonl:1")
+    assert _Planning(config, Windows(1024, 16), context)._item(example)["limit"] == limit
+
+
+def test_whatever_shapes_the_text_is_a_setting_of_its_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run goes on from what is there only where these are the same."""
+    monkeypatch.setattr(backend, "tokenizer_digest", lambda tokenizer: tokenizer)
+    monkeypatch.setattr(backend, "choose_dtype", lambda config, _: config.dtype)
+
+    def settings(template: str = "t", tokenizer: str = "k", weights: str = "w", changes: str = "i", **options: object):
+        identity = SimpleNamespace(
+            name="m", weights_digest=weights, revision=None, config_digest="c", adapter=SimpleNamespace(digest="a")
+        )
+        renderer, source = SimpleNamespace(digest=template, tokenizer=tokenizer), SimpleNamespace(identity=identity)
+        given = {"corpus": ("c.jsonl",), "model": "m", "output": "out.jsonl", "temperature": 1.0, **options}
+        here = Backend(source, renderer, None, None, SimpleNamespace(digest=changes))  # type: ignore[arg-type]
+        return here.settings(GenerateConfig(**given))
+
+    marks = {"think_open": "<a>", "think_close": "</a>"}
+    for others in (
+        {"max_new_tokens": 9}, {"temperature": 0.5}, {"top_p": 0.5}, {"top_k": 5}, {"seed": 1}, {"samples": 2},
+        {"stop_at_thinking": True}, {"regenerate_thinking": True}, {"batch_size": 3}, marks, {"dtype": "float16"},
+        {"template": "u"}, {"tokenizer": "l"}, {"weights": "x"}, {"changes": "j"},
+    ):  # fmt: skip
+        assert settings(**others) != settings(), others
+    for same in ({"output": "other.jsonl"}, {"device": "cuda"}, {"executor": "local"}):
+        assert settings(**same) == settings(), same
 
 
 def test_logits_that_are_no_numbers_are_an_error() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -109,6 +110,36 @@ def test_every_head_as_by_hand_at_any_positions(name: str, site: str) -> None:
 
 def _together() -> list[Prompt]:
     return [Prompt(TOKENS, 0), *(Prompt(one, 0) for one in OTHERS)]
+
+
+def test_in_16_bits_a_head_that_gives_nothing_has_no_effect() -> None:
+    """Score and effect are of one batch: rounding that depends on the size of a batch is in both."""
+    model = ARCHITECTURES["llama"]()
+    shape = heads_of(model)
+    for layer in model.layers:
+        layer.self_attn.v_proj.weight[: shape.d_head] = 0  # heads 0 and 1 share these values
+    for tokens in (30, 10_000):
+        knockouts = _knockouts(copy.deepcopy(model).bfloat16(), "resid_post", 2, tokens)
+        choices = [((layer, head),) for layer in range(3) for head in range(4)]
+        for prompts in ([Prompt(TOKENS, 8)], [Prompt(TOKENS, 0)], _together()):
+            scored, plain = knockouts.scores(prompts, choices)
+            idle = [number for number, ((_, head),) in enumerate(choices) if head < 2]
+            np.testing.assert_allclose(scored[:, idle], plain[:, idle], rtol=0, atol=1e-5)
+            whole, before = knockouts.by_whole_passes(prompts, choices)
+            scale = max(np.abs(whole).max(), 1.0)
+            assert np.abs(scored - whole).max() <= 0.06 * scale
+            assert np.abs(plain - before).max() <= 0.06 * scale
+            assert np.abs(scored - plain).max() > 0.1
+
+
+def test_equal_prompts_and_one_that_begins_another_go_together() -> None:
+    model = _knockouts(ARCHITECTURES["llama"](), "resid_post", 2, 10_000)
+    prompts = [Prompt(TOKENS, 0), Prompt(TOKENS[:7], 0), Prompt(TOKENS, 0)]
+    assert model.fit_together(prompts)
+    choices = _choices(range(3), 4)
+    np.testing.assert_allclose(
+        model.scores(prompts, choices)[0], model.by_whole_passes(prompts, choices)[0], rtol=0, atol=1e-4
+    )
 
 
 def test_prompts_go_together_where_they_share_a_stem() -> None:

@@ -114,6 +114,11 @@ def test_balanced_figures_judge_the_probability_that_a_balanced_fit_gives() -> N
     assert (balanced.auroc, balanced.accuracy) == (none.auroc, none.accuracy)
 
 
+def test_accuracy_is_that_of_the_sign_of_the_score() -> None:
+    scores_N, y_N = np.array([-2.0, -0.25, 0.25, 0.25, 3.0]), np.array([0, 1, 1, 1, 1])
+    assert judge(scores_N, y_N, np.arange(5, dtype=np.uint64), "none", 0).accuracy == 4 / 5
+
+
 def test_a_fold_of_one_class_has_no_auroc() -> None:
     fold_N = np.array([0, 0, 1, 1], dtype=np.int8)
     assert fold_aurocs(np.array([0.0, 1.0, 0.0, 1.0]), np.array([0, 1, 1, 1]), fold_N) == (1.0, 0.0)

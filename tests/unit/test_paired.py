@@ -45,3 +45,11 @@ def test_without_resamples_there_is_no_interval_and_equal_seeds_give_equal_ones(
     values = Sums.of_values(np.arange(9.0))
     assert _bootstrap(9, 0).figure(values).low is None
     assert _bootstrap(9).figure(values) == _bootstrap(9).figure(values)
+    other = PairedBootstrap(9, resamples=2_000, level=0.95, seed=4).figure(values)
+    assert (other.low, other.high) != (_bootstrap(9).figure(values).low, _bootstrap(9).figure(values).high)
+
+
+def test_a_lower_level_is_a_narrower_interval() -> None:
+    values = Sums.of_values(np.random.default_rng(1).normal(size=400))
+    half = PairedBootstrap(400, resamples=2_000, level=0.5, seed=3).figure(values)
+    assert (half.high - half.low) / 2 == pytest.approx(0.6745 / 20, rel=0.15)

@@ -43,13 +43,14 @@ def test_rates_leave_out_what_has_no_verdict_and_count_it() -> None:
         Judged(None, True, "b", MISSING),
         Judged(None, False, None, UNDECIDED),
         Judged(True, None, None),
+        Judged(None, None, None, MISSING),
     ]
     whole, nameless, a, b = group_rates("rules", examples, by_group=True)
     assert (whole.attack_success.k, whole.attack_success.n) == (1, 2)
     assert (whole.over_refusal.k, whole.over_refusal.n) == (1, 3)
     assert (whole.refused.k, whole.refused.n) == (3, 6)
-    assert (whole.examples, whole.missing, whole.undecided, whole.unlabelled) == (8, 1, 1, 1)
-    assert (nameless.group, nameless.examples, nameless.undecided) == ("", 2, 1)
+    assert (whole.examples, whole.missing, whole.undecided, whole.unlabelled) == (9, 2, 1, 2)
+    assert (nameless.group, nameless.examples, nameless.undecided) == ("", 3, 1)
     assert (a.group, a.attack_success.share, a.over_refusal.share) == ("a", 0.5, None)
     assert (b.group, b.attack_success.n, b.missing) == ("b", 0, 1)
 

@@ -8,12 +8,17 @@ from importlib.resources import files
 from itertools import pairwise
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from made_up import make_probe
+from made_up_store import made_up_capture
 
 from cliffstore.publish.report import scale
 from cliffstore.publish.report.bundle import bundle, check_joined
+from cliffstore.publish.report.figures import _summary
 from cliffstore.publish.report.page import number, plain, size, store_name
 from cliffstore.publish.report.payload import to_payload
+from cliffstore.publish.report.quality import remarks_on
 from cliffstore.publish.report.scale import THEMES, Theme, colours, contrast, limit_of, luminance
 from cliffstore.publish.report.tokens import digits_of
 
@@ -131,6 +136,45 @@ def test_data_survive_and_their_source_hides_nothing() -> None:
     assert "漢" in text
     with pytest.raises(ValueError, match="JSON"):
         to_payload(float("nan"))
+
+
+def remarks(low: float = 0.7, high: float = 0.9, **changes: object) -> list[str]:
+    """The first words of what is said of a probe whose AUROC is 0.8."""
+    document, _ = make_probe(made_up_capture("c", 1), "p")
+    (cell,) = document.cells
+    of_cell = {name: changes.pop(name) for name in ("test_auroc",) if name in changes}
+    cell = cell.model_copy(update={"auroc": 0.8, "auroc_low": low, "auroc_high": high, "test_auroc": 0.75, **of_cell})
+    told = remarks_on(document.model_copy(update={"cells": [cell], **changes}))
+    return [" ".join(one.split()[:3]) for one in told]
+
+
+def test_what_is_said_of_a_probe_is_what_its_intervals_say() -> None:
+    assert remarks() == []
+    assert remarks(low=0.5) == ["Its interval holds"]
+    assert remarks(low=0.51) == []
+    assert remarks(bag_auroc=0.7) == ["A bag of"]
+    assert remarks(bag_auroc=0.69) == []
+    assert remarks(shuffled_auroc=0.61) == remarks(shuffled_auroc=0.39) == ["Shuffled labels give"]
+    assert remarks(shuffled_auroc=0.59) == []
+    assert remarks(test_auroc=None) == ["It was not"]
+    assert remarks(test_auroc=0.69) == ["On the unseen"]
+    assert remarks(cells=[]) == ["It was imported"]
+
+
+def test_cliffs_are_summed_up_by_group_and_over_all() -> None:
+    table = pa.table(
+        {
+            "group": ["b", "a", "a", None, "a", "b"],
+            "cliff": [1.0, -2.0, 4.0, float("nan"), 7.0, None],
+            "selected": [False, False, True, True, False, False],
+        }
+    )
+    assert _summary(table) == [
+        ["a", 3, 3, 3.0, 4.0, -2.0, 7.0, 2 / 3, 1],
+        ["b", 2, 1, 1.0, 1.0, 1.0, 1.0, 1.0, 0],
+        ["no value", 1, 0, None, None, None, None, None, 1],
+        ["all", 6, 4, 2.5, 2.5, -2.0, 7.0, 0.75, 2],
+    ]
 
 
 def test_numbers_as_they_are_read() -> None:

@@ -27,15 +27,11 @@ def read(kind: type[Kind], text: str, folder: Path, **overrides: object) -> Kind
 
 
 def test_yaml_may_be_written_as_people_do(tmp_path: Path) -> None:
-    text = "corpus: a.jsonl\nmodel: m\nstore: s\nlayers: 8\nsites: resid_post, z\nprobe: refusal\nmap: {a-b: c-d}\n"
+    text = "corpus: a.jsonl\nmodel: m\nstore: s\nlayers: 8\nsites: resid_post, z\nmap: {a-b: c-d}\n"
     found = read(ExtractConfig, text, tmp_path)
-    assert (found.corpus, found.layers, found.sites, found.probe) == (
-        ("a.jsonl",),
-        "8",
-        ("resid_post", "z"),
-        ("refusal",),
-    )
+    assert (found.corpus, found.layers, found.sites) == (("a.jsonl",), "8", ("resid_post", "z"))
     assert found.map == {"a-b": "c-d"}
+    assert read(ExtractConfig, "model: m\nstore: s\nprobe: refusal\n", tmp_path).probe == ("refusal",)
     assert read(ExtractConfig, "model: m\nstore: s\nyes: true\n", tmp_path).yes, "a key that YAML takes for true"
 
 

@@ -27,12 +27,13 @@ SIZE = Size(280, 180)
 Row = dict[str, object]
 
 
-def experiment_chart(table: pa.Table, *, size: Size = SIZE) -> Chart:
+def experiment_chart(table: pa.Table, *, level: float, size: Size = SIZE) -> Chart:
     """Return the chart of an experiment: a panel a measure, two side by side.
 
     Parameters
     ----------
     table : columns of `EXPERIMENTS`, of one experiment
+    level : of its intervals
     size : of one panel
 
     Raises
@@ -50,15 +51,17 @@ def experiment_chart(table: pa.Table, *, size: Size = SIZE) -> Chart:
             panels.append((f"{part}_{measure}", title, _chosen(own, ways), _random(own, ways)))
     if not panels:
         raise ConfigError("this experiment has no figures: there is nothing to draw")
+    intervals = f"{100 * level:g} % interval"
     highest = max(float(str(row["share"])) for row in rows if row["share"] is not None)
     drawn = [
-        _panel(name, title, series, highest, size, _reach([*chosen, *random])) for name, title, chosen, random in panels
+        _panel(name, title, series, highest, size, _reach([*chosen, *random]), intervals)
+        for name, title, chosen, random in panels
     ]
     spec: Spec = alt.concat(*drawn, columns=2).to_dict()
     data: dict[str, list[Row]] = {}
     for name, _, chosen, random in panels:
         data |= {f"{name}_chosen": chosen, f"{name}_random": random}
-    captions = ["Lines: heads with the most negative shares, with 95 % intervals; share 0: the unchanged model."]
+    captions = [f"Lines: heads with the most negative shares, with {intervals}s; share 0: the unchanged model."]
     if n_sets := max((int(str(row["set"])) + 1 for row in rows if row["set"] is not None), default=0):
         captions.append(f"Pale: from least to most of up to {n_sets} random sets of heads in the same layers; "
                         "dotted: their mean.")  # fmt: skip
@@ -110,7 +113,7 @@ def _reach(points: Sequence[Row]) -> list[float]:
 
 
 def _panel(
-    name: str, title: str, series: Series, highest: float, size: Size, reach: list[float]
+    name: str, title: str, series: Series, highest: float, size: Size, reach: list[float], intervals: str
 ) -> alt.LayerChart | alt.FacetChart:
     x = alt.X(
         "share:Q", title="heads off (% of all)", axis=alt.Axis(grid=False), scale=alt.Scale(domain=[0, highest * 1.04])
@@ -128,7 +131,7 @@ def _panel(
         alt.Tooltip("share:Q", title="% of heads"),
         alt.Tooltip("heads:Q", title="heads"),
         alt.Tooltip("value:Q", title="value", format=form),
-        alt.Tooltip("low:Q", title="95 % interval from", format=form),
+        alt.Tooltip("low:Q", title=f"{intervals} from", format=form),
         alt.Tooltip("high:Q", title="to", format=form),
         alt.Tooltip("n:Q", title="examples", format=",d"),
     ]

@@ -184,7 +184,15 @@ def _trace(
             )
     trace_heads(
         catalog,
-        TraceSettings(probe.name, name, where, resamples=settings.resamples, seed=settings.seed, replace=True),
+        TraceSettings(
+            probe.name,
+            name,
+            where,
+            resamples=settings.resamples,
+            level=settings.level,
+            seed=settings.seed,
+            replace=True,
+        ),
         origins,
         reporter,
     )

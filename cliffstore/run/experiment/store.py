@@ -104,7 +104,7 @@ class StoreExperiments(StoreQueries):
         title = (
             f"{name}: heads x {document.scale:g} at {document.positions} positions, by their shares of {document.probe}"
         )
-        return themed(experiment_chart(table), theme, title=printable(title))
+        return themed(experiment_chart(table, level=document.level), theme, title=printable(title))
 
     def _write_experiment(self, name: str, output: str, texts: pa.Table) -> tuple[str, ...]:
         """Write table, texts and chart into a folder; each file takes its place once it is whole."""

@@ -75,7 +75,8 @@ class GenerateConfig(Settings):
     @model_validator(mode="after")
     def _options_that_go_together(self) -> GenerateConfig:
         if self.temperature == 0:
-            for option, value, default in (("top-p", self.top_p, 1.0), ("top-k", self.top_k, 0)):
+            of_sampling = (("top-p", self.top_p, 1.0), ("top-k", self.top_k, 0), ("seed", self.seed, 0))
+            for option, value, default in of_sampling:
                 if value != default:
                     raise ValueError(f"{option} is of sampling: say --temperature too, or leave it out")
             if self.samples > 1:
