@@ -73,7 +73,7 @@ def read_probe(objects: ObjectStore, name: str) -> tuple[ProbeDocument, ProbeWei
 
 
 def write_probe(objects: ObjectStore, document: ProbeDocument, weights: ProbeWeights, *, replace: bool) -> None:
-    """Write a probe. An equal one that is there already is left alone.
+    """Write a probe. One that is there already with the same weights, made of the same inputs, is left alone.
 
     Raises
     ------
@@ -82,12 +82,11 @@ def write_probe(objects: ObjectStore, document: ProbeDocument, weights: ProbeWei
     """
     name = document.name
     held = {probe.name: probe for probe in list_probes(objects)}.get(name)
-    if held is not None and held.digest == document.digest:
+    if held is not None and (held.digest, held.inputs) == (document.digest, document.inputs):
         keep_copies(objects, name)
         return
-    if held is not None and not replace:
-        raise ProbeError(f"probe {name!r} is there already: choose another --name, or pass --replace")
     if held is not None:
+        check_may_replace(name, replace=replace)
         documents.delete(objects, layout.probe_document(name))
         documents.delete(objects, layout.probe_weights(name))
         objects.delete(layout.scores_of(name))
@@ -99,6 +98,12 @@ def write_probe(objects: ObjectStore, document: ProbeDocument, weights: ProbeWei
     # A probe of another store may have been written by another version of safetensors.
     documents.put(objects, document.model_copy(update={"file_digest": hashlib.sha256(content).hexdigest()}))
     objects.put(layout.copy_of(layout.probe_weights(name)), content)
+
+
+def check_may_replace(name: str, *, replace: bool) -> None:
+    """Raise `ProbeError` where another probe of a name may not be replaced."""
+    if not replace:
+        raise ProbeError(f"probe {name!r} is there already: choose another --name, or pass --replace")
 
 
 def keep_copies(objects: ObjectStore, name: str) -> None:

@@ -314,6 +314,11 @@ def test_mistake(
     assert snapshot(tmp_path) == before
 
 
+def test_a_name_that_is_taken_is_refused_before_the_fit(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cliffstore.run.fitting.fit_probe", lambda *_: pytest.fail("fitted for nothing"))
+    assert run_cli("probe", "fit", built.store, "--name", PROBE, "--c", "0.01").code == 2
+
+
 def test_newer_format_is_refused_by_every_reader(built: Built, tmp_path: Path) -> None:
     store = World(tmp_path, built).manifest(format_version=99)
     for command in (

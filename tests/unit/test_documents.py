@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from made_up import make_probe
 
-from cliffstore.errors import DamagedStoreError
+from cliffstore.errors import DamagedStoreError, ProbeError
 from cliffstore.schema import (
     DOCUMENTS,
     ArrayIdentity,
@@ -184,6 +184,19 @@ def test_replaced_probe_leaves_no_old_copy(objects: ObjectStore) -> None:
     assert sorted(kept) == [layout.copy_of(key) for key in objects.list(layout.PROBES)]
     assert all(content == objects.get(layout.original_of(key)) for key, content in kept.items())
     assert objects.list(layout.CLIFFS) == []
+
+
+def test_a_probe_of_equal_weights_and_other_inputs_is_another_one(objects: ObjectStore) -> None:
+    """Such as a direction that is imported again at the right layer, or a fit with a test set."""
+    document, weights = make_probe(CAPTURE, "p")
+    write_probe(objects, document, weights, replace=False)
+    write_probe(objects, document, weights, replace=False)
+    other = document.model_copy(update={"layer": document.layer + 1, "inputs": "2" * 64})
+    with pytest.raises(ProbeError, match="--replace"):
+        write_probe(objects, other, weights, replace=False)
+    assert read_probe(objects, "p")[0] == document
+    write_probe(objects, other, weights, replace=True)
+    assert read_probe(objects, "p")[0] == other
 
 
 def test_damaged_weights_are_not_used(objects: ObjectStore) -> None:
