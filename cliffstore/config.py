@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from datetime import date
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator, model_validator
@@ -51,6 +52,14 @@ def _split_at_commas(value: object) -> object:
     return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
 
 
+def _text_of_date(value: object) -> object:
+    """YAML reads an unquoted date as a date."""
+    return value.isoformat() if isinstance(value, date) else value
+
+
+TemplateDate = Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$"), BeforeValidator(_text_of_date)]
+
+
 class ExtractConfig(Settings):
     """Everything that `cliffstore extract` can be told. Only `model` and `store` are required."""
 
@@ -89,7 +98,7 @@ class ExtractConfig(Settings):
     max_tokens: int | None = Field(default=None, ge=1, description="longer examples are skipped; default: the context")
     think_open: str | None = None
     think_close: str | None = None
-    template_date: str = Field(default="2024-07-26", pattern=r"^\d{4}-\d{2}-\d{2}$")
+    template_date: TemplateDate = "2024-07-26"
     allow_nonfinite: bool = False
     storage_options: StorageOptions = Field(default_factory=dict)
 

@@ -111,6 +111,8 @@ def read_yaml(path: str) -> dict[str, object]:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"configuration file {path}: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"configuration file {path} is not UTF-8 (byte {error.start}): save it as UTF-8") from None
     try:
         loaded = yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -153,6 +153,8 @@ def parse_map(pairs: list[str]) -> dict[str, str]:
         known, equals, column = pair.partition("=")
         if not (known and equals and column):
             raise ConfigError(f"--map {pair!r}: write KNOWN=COLUMN, such as prompt=instruction")
+        if known.strip() in mapping:
+            raise ConfigError(f"--map {known.strip()} is said twice: {mapping[known.strip()]} and {column.strip()}")
         mapping[known.strip()] = column.strip()
     return mapping
 

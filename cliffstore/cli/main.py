@@ -6,6 +6,8 @@ torch, Ray or scikit-learn are imported inside the commands, so that `--help` is
 
 from __future__ import annotations
 
+import io
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -121,7 +123,17 @@ def _run(arguments: list[str]) -> tuple[int, str | None]:
 
 def run() -> None:
     """Entry point of the console script."""
+    _open_streams()
     sys.exit(main())
+
+
+def _open_streams() -> None:
+    """Put nothing in the place of standard streams that are closed (`<&-`); escape what an encoding lacks."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  # open until the process ends
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _terminate(_signal: int, _frame: object) -> None:

@@ -32,6 +32,7 @@ _READ_BYTES = 1 << 20
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz"}
 _DATASET_MARKS = ("dataset_dict.json", "dataset_info.json")
 _MAX_BLOCK = 2**31 - 1
+_MOST_TOLD = 5
 
 
 class _FileSystem(Protocol):
@@ -101,6 +102,8 @@ def _one_line(error: BaseException) -> str:
 
 
 def _read_input(url: str, text_columns: frozenset[str], options: Mapping[str, object]) -> Blocks:
+    if not url.strip():
+        raise CorpusError("an input is empty text: give a path or a URL")
     fs, path = _filesystem(url, options)
     if not fs.exists(path) and any(mark in path for mark in "*?["):
         paths = sorted(fs.glob(path))
@@ -114,15 +117,28 @@ def _read_input(url: str, text_columns: frozenset[str], options: Mapping[str, ob
         yield from _read_dataset(fs, path, options)
         return
     else:
-        paths = sorted(child for child in fs.ls(path, detail=False) if _reader_of(child) is not None)
+        children = sorted(fs.ls(path, detail=False))
+        paths = [child for child in children if _reader_of(child) is not None]
         if not paths:
             raise CorpusError(f"no corpus file in the folder {url}; known are {_known()}")
+        yield from _left_out(url, [child for child in children if child not in paths])
+    folders = [each for each in paths if fs.isdir(each) and not _is_dataset(fs, each)]
+    yield from _left_out(url, folders)
     for each in paths:
-        if fs.isdir(each):
-            if _is_dataset(fs, each):
-                yield from _read_dataset(fs, each, options)
+        if each in folders:
             continue
-        yield from _read_file(fs, each, text_columns)
+        if fs.isdir(each):
+            yield from _read_dataset(fs, each, options)
+        else:
+            yield from _read_file(fs, each, text_columns)
+
+
+def _left_out(url: str, paths: Sequence[str]) -> Blocks:
+    """Tell what else a folder holds, or a pattern matches; names that begin with a dot are hidden."""
+    names = [name for path in paths if not (name := PurePosixPath(path).name).startswith(".")]
+    if names:
+        more = f" and {len(names) - _MOST_TOLD} more" if len(names) > _MOST_TOLD else ""
+        yield RawBlock(url, (), (), (f"not read of {url}: {', '.join(names[:_MOST_TOLD])}{more}",))
 
 
 def _filesystem(url: str, options: Mapping[str, object]) -> tuple[_FileSystem, str]:

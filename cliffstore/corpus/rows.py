@@ -115,6 +115,8 @@ def _messages(value: object) -> tuple[tuple[Message, ...], str | None]:
     for i, item in enumerate(value):
         if not isinstance(item, dict) or not isinstance(item.get("role"), str):
             raise BadRowError(BAD_ROW, f"messages[{i}] must be an object with a role and a content")
+        if item.get("tool_calls") or item.get("function_call"):
+            raise BadRowError(BAD_ROW, f"messages[{i}] calls a tool, and calls are not rendered")
         messages.append(Message(item["role"], _content(i, item.get("content"))))
     last = value[-1]
     if last["role"] != "assistant":

@@ -19,7 +19,7 @@ from cliffstore.run.tasks import open_tasks
 from cliffstore.schema import ProbeDocument
 from cliffstore.settings import read_config
 from cliffstore.store.catalog import Catalog
-from cliffstore.store.probes import keep_copies, list_probes, taken, write_probe
+from cliffstore.store.probes import check_may_replace, keep_copies, list_probes, write_probe
 from cliffstore.store.reader import StoreReader
 
 _OF_A_DIRECTION = ("site", "model", "positions")
@@ -69,8 +69,8 @@ def fit(
             keep_copies(objects, asked.name)
             reporter.stage(f"probe: {asked.name} is there already, fitted on the same examples")
             return held
-        if held is not None and not replace:
-            raise taken(asked.name)
+        if held is not None:
+            check_may_replace(asked.name, replace=replace)
         is_small = asked.workers is None and asked.executor != "ray" and size_of(catalog, inputs) < SMALL
         tasks = open_tasks("local", 1) if is_small else open_tasks(asked.executor, asked.workers)
         mapper = stack.enter_context(tasks)

@@ -26,21 +26,33 @@ def saving(output: str, options: Mapping[str, object]) -> Iterator[BinaryIO]:
     """
     remote = scheme_of(output) != "file"
     target = Path(output.removeprefix("file://"))
+    if not remote and target.exists() and not target.is_file() and not target.is_dir():
+        # A pipe or a device cannot be replaced, and root would replace it for everyone.
+        with _told(output), target.open("wb") as file:
+            yield file
+        return
     folder = Path(tempfile.gettempdir()) if remote else target.parent
     part = folder / f".{target.name}.{uuid.uuid4().hex}.part"
     try:
-        with part.open("xb") as file:
-            yield file
-        if remote:
-            _send(part, output, options)
-        else:
-            part.replace(target)
+        with _told(output):
+            with part.open("xb") as file:
+                yield file
+            if remote:
+                _send(part, output, options)
+            else:
+                part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def _told(output: str) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         if isinstance(error, StorageError):
             raise
         raise QueryError(f"cannot write {output}: {error.strerror or error}") from None
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _send(part: Path, output: str, options: Mapping[str, object]) -> None:

@@ -37,6 +37,8 @@ class ObjectStore:
     """
 
     def __init__(self, url: str, storage_options: Mapping[str, object] | None = None) -> None:
+        if not url.strip():
+            raise StoreError("the store's place is empty text: give a path or a URL")
         self.url = check_url(url)
         self.storage_options = dict(storage_options or {})
         try:

@@ -72,13 +72,8 @@ def read_probe(objects: ObjectStore, name: str) -> tuple[ProbeDocument, ProbeWei
     return document, ProbeWeights(stored["w"], float(stored["b"][0]))
 
 
-def taken(name: str) -> ProbeError:
-    """Return the error for a name that another probe has."""
-    return ProbeError(f"probe {name!r} is there already: choose another --name, or pass --replace")
-
-
 def write_probe(objects: ObjectStore, document: ProbeDocument, weights: ProbeWeights, *, replace: bool) -> None:
-    """Write a probe. An equal one that is there already is left alone.
+    """Write a probe. One that is there already with the same weights, made of the same inputs, is left alone.
 
     Raises
     ------
@@ -87,12 +82,11 @@ def write_probe(objects: ObjectStore, document: ProbeDocument, weights: ProbeWei
     """
     name = document.name
     held = {probe.name: probe for probe in list_probes(objects)}.get(name)
-    if held is not None and held.digest == document.digest:
+    if held is not None and (held.digest, held.inputs) == (document.digest, document.inputs):
         keep_copies(objects, name)
         return
-    if held is not None and not replace:
-        raise taken(name)
     if held is not None:
+        check_may_replace(name, replace=replace)
         # The probe goes last: a run that is cut off here finds it again, and with it what there is to remove.
         documents.delete(objects, layout.cliffs_document(name))
         objects.delete(layout.cliffs_table(name))
@@ -105,6 +99,12 @@ def write_probe(objects: ObjectStore, document: ProbeDocument, weights: ProbeWei
     # A probe of another store may have been written by another version of safetensors.
     documents.put(objects, document.model_copy(update={"file_digest": hashlib.sha256(content).hexdigest()}))
     objects.put(layout.copy_of(layout.probe_weights(name)), content)
+
+
+def check_may_replace(name: str, *, replace: bool) -> None:
+    """Raise `ProbeError` where another probe of a name may not be replaced."""
+    if not replace:
+        raise ProbeError(f"probe {name!r} is there already: choose another --name, or pass --replace")
 
 
 def keep_copies(objects: ObjectStore, name: str) -> None:

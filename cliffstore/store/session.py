@@ -17,6 +17,7 @@ import pyarrow as pa
 from duckdb import ExpectedResultType, StatementType
 
 from cliffstore.errors import ConfigError, QueryError, QueryStoppedError
+from cliffstore.records import SITES
 
 _MAY_RUN = {
     getattr(StatementType, name)
@@ -27,6 +28,7 @@ _GAP = re.compile(r"[\s;]+|--[^\n]*(?:\n|$)")
 _WORD = re.compile(r"\w+|.", re.DOTALL)
 _EXPLAINED = re.compile(r"explain (?:analyze |verbose |\( [^()]*\) )*", re.IGNORECASE)
 _SECRET = re.compile(r"create (or replace )?((temp|temporary|persistent) )?secret\b", re.IGNORECASE)
+_NO_FUNCTION = re.compile(r"Catalog Error: Scalar Function with name (?:\S+\.)?(\w+) does not exist")
 _WORDS_LOOKED_AT = 200
 _CLOSED: dict[str, bool] = {
     "enable_external_access": False,
@@ -231,6 +233,12 @@ def error_of(error: Exception, limits: QueryLimits) -> QueryError | QueryStopped
         return QueryStoppedError(f"the statement needs more memory than {limit}: {text.partition('; ')[0]}")
     if text.startswith("Permission Error") and not limits.external:
         return QueryError(f"{text[:400]} (--allow-external opens files and network)")
+    missing = _NO_FUNCTION.match(text)
+    if missing and missing[1] in SITES:
+        return QueryError(
+            f"no vectors of {missing[1]} are stored: `cliffstore extract --sites {missing[1]}` adds them, and "
+            "`cliffstore info` shows what there is"
+        )
     return QueryError(text)
 
 

@@ -115,6 +115,7 @@ CASES: list[tuple[str, Callable[[World], Arguments], tuple[str, ...]]] = [
     ),
     ("every row empty", lambda w: w.extract(corpus=w.rows("blank.jsonl", {"prompt": ""})), ("empty prompt",)),
     ("--map without =", lambda w: w.extract("--map", "promptquestion"), ("--map", "promptquestion")),
+    ("--map said twice", lambda w: w.extract("--map", "id=topic", "--map", "id=prompt"), ("--map", "twice", "topic")),
     ("--map of an unknown name", lambda w: w.extract("--map", "promt=topic"), ("promt", "prompt")),
     ("--map to no column", lambda w: w.extract("--map", "prompt=question"), ("question", "topic")),
     ("--where of no column", lambda w: w.extract("--where", "colour = 'red'"), ("colour", "topic")),
@@ -147,6 +148,7 @@ CASES: list[tuple[str, Callable[[World], Arguments], tuple[str, ...]]] = [
     ("extract into a foreign folder", lambda w: w.extract(store=w.foreign()), ("someone-elses", "manifest.json")),
     ("info on a foreign folder", lambda w: ["info", w.foreign()], ("someone-elses", "manifest.json")),
     ("a store at a file", lambda w: w.extract(store=w.file("a-file", "x")), ("a-file",)),
+    ("a store that is no text", lambda w: w.extract("--store", ""), ("store", "empty")),
     ("a store of an unknown scheme", lambda w: w.extract(store="nosuch://bucket/x"), ("nosuch",)),
     ("info on no store", lambda w: ["info", w.fresh], (FRESH,)),
     ("sql on no store", lambda w: ["sql", w.fresh, "SELECT 1"], (FRESH,)),
@@ -189,6 +191,7 @@ CASES: list[tuple[str, Callable[[World], Arguments], tuple[str, ...]]] = [
     ("SQL of no such view", lambda w: ["sql", w.store, "SELECT * FROM exmples"], ("exmples",)),
     ("SQL of no such column", lambda w: ["sql", w.store, "SELECT colour FROM examples"], ("colour",)),
     ("SQL of no such layer", lambda w: ["sql", w.store, "SELECT resid_post(0, 77)"], ("77", "0-3")),
+    ("SQL of no such site", lambda w: ["sql", w.store, "SELECT mlp_out(0, 1)"], ("mlp_out", "--sites")),
     ("SQL of no such probe", lambda w: ["sql", w.store, "SELECT score('nope', 0)"], ("nope", PROBE)),
     ("SQL in no such format", lambda w: ["sql", w.store, "SELECT 1", "--format", "xml"], ("xml", "parquet")),
     (
@@ -309,6 +312,11 @@ def test_mistake(
     assert len(lines[-1]) < 1000
     assert not result.stdout
     assert snapshot(tmp_path) == before
+
+
+def test_a_name_that_is_taken_is_refused_before_the_fit(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cliffstore.run.fitting.fit_probe", lambda *_: pytest.fail("fitted for nothing"))
+    assert run_cli("probe", "fit", built.store, "--name", PROBE, "--c", "0.01").code == 2
 
 
 def test_newer_format_is_refused_by_every_reader(built: Built, tmp_path: Path) -> None:

@@ -106,6 +106,18 @@ def test_every_format_has_the_same_rows(store: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.csv", "out.json", "out.jsonl", "out.parquet"]
 
 
+def test_a_pipe_is_written_to_and_stays_one(store: Path, tmp_path: Path) -> None:
+    """As `-o >(gzip > out.csv.gz)` and `-o /dev/null` have it, which root would replace by a file for everyone."""
+    pipe = tmp_path / "pipe.csv"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    ok("sql", store, "SELECT 1 AS a", "-o", pipe)
+    assert os.read(reader, 100) == b'"a"\n1\n'
+    os.close(reader)
+    assert pipe.is_fifo()
+    assert list(tmp_path.iterdir()) == [pipe]
+
+
 @pytest.mark.parametrize("format", ["csv", "json", "jsonl", "parquet", "table"])
 def test_no_rows(format: str, store: Path) -> None:
     result = ok("sql", store, "SELECT example, segment FROM tokens WHERE false", "--format", format)

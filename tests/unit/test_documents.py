@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from made_up import make_probe
 
-from cliffstore.errors import DamagedStoreError
+from cliffstore.errors import DamagedStoreError, ProbeError
 from cliffstore.schema import (
     DOCUMENTS,
     ArrayIdentity,
@@ -209,6 +209,19 @@ def test_a_replacement_that_was_cut_off_leaves_no_old_scores(
             write_probe(objects, *make_probe(CAPTURE, "p", seed=1), replace=True)
         write_probe(objects, *make_probe(CAPTURE, "p", seed=1), replace=True)
         assert not objects.exists(old_scores), n_removals
+
+
+def test_a_probe_of_equal_weights_and_other_inputs_is_another_one(objects: ObjectStore) -> None:
+    """Such as a direction that is imported again at the right layer, or a fit with a test set."""
+    document, weights = make_probe(CAPTURE, "p")
+    write_probe(objects, document, weights, replace=False)
+    write_probe(objects, document, weights, replace=False)
+    other = document.model_copy(update={"layer": document.layer + 1, "inputs": "2" * 64})
+    with pytest.raises(ProbeError, match="--replace"):
+        write_probe(objects, other, weights, replace=False)
+    assert read_probe(objects, "p")[0] == document
+    write_probe(objects, other, weights, replace=True)
+    assert read_probe(objects, "p")[0] == other
 
 
 def test_damaged_weights_are_not_used(objects: ObjectStore) -> None:

@@ -41,6 +41,18 @@ def in_new_process(*arguments: str, **environment: str) -> subprocess.CompletedP
     )
 
 
+def test_standard_streams_may_be_closed_or_know_few_letters() -> None:
+    """As services and cron start commands; without any stream of its own `info` still ends with its exit code."""
+    command = [sys.executable, "-c", COMMAND, "info", "/no/store"]
+    closing = f"import os; os.closerange(0, 3); os.execv({sys.executable!r}, {command!r})"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    assert subprocess.run([sys.executable, "-c", closing], env=env, timeout=120, check=False).returncode == 2
+    code = "from cliffstore.cli.main import _open_streams; _open_streams(); print('a\u2603')"
+    env |= {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, timeout=120, capture_output=True, check=True)
+    assert done.stdout == b"a\\u2603\n"
+
+
 @pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path or "cliffstore")
 def test_everything_has_help(path: str) -> None:
     command = COMMANDS[path]

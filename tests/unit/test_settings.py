@@ -33,6 +33,15 @@ def test_yaml_may_be_written_as_people_do(tmp_path: Path) -> None:
     assert found.map == {"a-b": "c-d"}
     assert read(ExtractConfig, "model: m\nstore: s\nprobe: refusal\n", tmp_path).probe == ("refusal",)
     assert read(ExtractConfig, "model: m\nstore: s\nyes: true\n", tmp_path).yes, "a key that YAML takes for true"
+    assert (
+        read(ExtractConfig, "model: m\nstore: s\ntemplate-date: 2026-01-02\n", tmp_path).template_date == "2026-01-02"
+    )
+
+
+def test_a_file_that_is_not_utf8_is_said_to_be_none(tmp_path: Path) -> None:
+    (tmp_path / "latin.yaml").write_bytes("model: é\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"latin\.yaml is not UTF-8"):
+        read_config(ExtractConfig, str(tmp_path / "latin.yaml"), {})
 
 
 def test_sections_share_store_and_names(tmp_path: Path) -> None:

@@ -116,9 +116,16 @@ def test_datasets_folder(tmp_path: Path) -> None:
 def test_folder_glob_and_several_inputs(jsonl: Jsonl, tmp_path: Path) -> None:
     jsonl({"prompt": "b"}, name="b.jsonl")
     first = jsonl({"prompt": "a"}, name="a.jsonl")
-    (tmp_path / "README.md").write_text("not a corpus")
-    assert [row.prompt for row in rows_of(read_corpus([str(tmp_path)]))] == ["a", "b"]
-    assert [row.prompt for row in rows_of(read_corpus([f"{tmp_path}/*.jsonl"]))] == ["a", "b"]
+    (tmp_path / "c.jsonl.zst").write_text("of no known kind")
+    (tmp_path / ".hidden").write_text("not a corpus")
+    (tmp_path / "more").mkdir()
+    (tmp_path / "parts.jsonl").mkdir()
+    found = read_corpus([str(tmp_path)])
+    assert [row.prompt for row in rows_of(found)] == ["a", "b"]
+    assert found.notices == (f"not read of {tmp_path}: c.jsonl.zst, more", f"not read of {tmp_path}: parts.jsonl")
+    found = read_corpus([f"{tmp_path}/*.jsonl"])
+    assert [row.prompt for row in rows_of(found)] == ["a", "b"]
+    assert found.notices == (f"not read of {tmp_path}/*.jsonl: parts.jsonl",)
     assert [r.source for r in rows_of(read_corpus([f"{tmp_path}/b.jsonl", first]))] == ["b", "a"]
 
 
@@ -190,6 +197,12 @@ USER = {"role": "user", "content": "u"}
         ({"messages": "hello"}, "bad row", "messages"),
         ({"messages": [{"role": "user"}]}, "bad row", "content"),
         ({"messages": [USER, {"role": "system", "content": "s"}]}, "bad row", "system"),
+        ({"messages": [USER, {"role": "assistant", "content": "", "tool_calls": [{}]}]}, "bad row", "calls a tool"),
+        (
+            {"messages": [{"role": "assistant", "content": None, "function_call": {"name": "f"}}, USER]},
+            "bad row",
+            "tool",
+        ),
         ({"messages": [{"role": "assistant", "content": "a"}]}, "bad row", "nothing"),
         ({"messages": [USER, {"role": "assistant", "content": "a"}], "response": "b"}, "bad row", "disagree"),
     ],
@@ -329,6 +342,8 @@ def test_missing_inputs_and_columns(jsonl: Jsonl, tmp_path: Path) -> None:
     path = jsonl({"prompt": "a", "b": 1})
     with pytest.raises(CorpusError, match=r"no such file: /no/where\.jsonl"):
         read_corpus(["/no/where.jsonl"])
+    with pytest.raises(CorpusError, match="empty text"):
+        read_corpus([""])
     with pytest.raises(CorpusError, match="nothing matches"):
         read_corpus([f"{tmp_path}/*.parquet"])
     with pytest.raises(CorpusError, match="cannot read nope://x"):

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from cliffstore.config import StorageOptions
+from cliffstore.config import StorageOptions, TemplateDate
 from cliffstore.run.row_files import SUFFIXES
 from cliffstore.settings import Settings
 
@@ -53,7 +53,7 @@ class GenerateConfig(Settings):
     max_tokens: int | None = Field(default=None, ge=1, description="longer prompts are skipped; default: the context")
     think_open: str | None = None
     think_close: str | None = None
-    template_date: str = Field(default="2024-07-26", pattern=r"^\d{4}-\d{2}-\d{2}$")
+    template_date: TemplateDate = "2024-07-26"
     endpoint: str | None = Field(default=None, description="URL up to /v1 that answers OpenAI's chat completions")
     concurrency: int = Field(default=8, ge=1, description="requests that an endpoint has at once")
     timeout: float = Field(
