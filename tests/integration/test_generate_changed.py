@@ -50,7 +50,7 @@ def answers(
 
 
 @pytest.mark.parametrize("thinking", ["fixed", "regenerated"])
-@pytest.mark.parametrize("positions", ["all", "template,response", "think_close,response"])
+@pytest.mark.parametrize("positions", ["all", "template,response", "decision"])
 def test_suppressors_off(
     thinking: str, positions: str, planted: tuple[Planted, Path], corpus: Path, tmp_path: Path
 ) -> None:

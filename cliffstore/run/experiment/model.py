@@ -179,8 +179,9 @@ class ExperimentModel:
                 raise ConfigError(f"example {line.id!r} fills the model's context of {self._context:,} tokens: leave "
                                   "it out with --harmful-where or --benign-where")  # fmt: skip
             place_ = Place(
-                line.prompt.segments_T.tobytes(), line.prompt.decision, is_open=line.opens, is_fixed=line.has_thinking
-            )
+                line.prompt.segments_T.tobytes(), line.prompt.decision, is_open=line.opens,
+                is_fixed=line.has_thinking or thinking != REGENERATED,
+            )  # fmt: skip
             prompts.append(Prompt(line.id, line.prompt.token_ids_T.astype(np.int32), room, place=place_))
         found = self._generator.generate(prompts)
         return [
@@ -196,7 +197,9 @@ class ExperimentModel:
         answer = read_answer(text, self._markers, is_open=line.opens)
         if is_fixed:
             return _Written(line.prompt, answer)
-        roles = roles_of(prompt, self._markers)
+        roles = roles_of(prompt, self._markers, self._text_of)
+        if roles.markers is None:
+            return _Written(line.prompt, answer)
         for token in one.token_ids.tolist():
             roles.read(token, self._text_of)
             if roles.decision < len(roles.segments):
@@ -208,8 +211,8 @@ class ExperimentModel:
         return str(self._tokenizer.decode(ids, skip_special_tokens=False))
 
     def _acting(self, prompts: Sequence[Prompt]) -> AbstractContextManager[None]:
-        rows = [roles_of(one, self._markers) for one in prompts]
-        return acting(self._model, self._tokenizer, self._placed, self._words, rows)
+        rows = [roles_of(one, self._markers, self._text_of) for one in prompts]
+        return acting(self._model, self._text_of, self._placed, self._words, rows)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from cliffstore.config import StorageOptions
+from cliffstore.corpus.markers import ThinkMarkers
 from cliffstore.run.row_files import SUFFIXES
 from cliffstore.settings import Settings
 
@@ -71,6 +72,13 @@ class GenerateConfig(Settings):
         if PurePosixPath(value.lower()).suffix not in SUFFIXES:
             raise ValueError(f"name a file that ends in {' or '.join(SUFFIXES)}")
         return value
+
+    @property
+    def markers(self) -> ThinkMarkers | None:
+        """Return the marks around thinking that are said; None where they are to be found."""
+        if self.think_open is None or self.think_close is None:
+            return None
+        return ThinkMarkers(self.think_open, self.think_close)
 
     @model_validator(mode="after")
     def _options_that_go_together(self) -> GenerateConfig:

@@ -210,6 +210,9 @@ class _Run:
 
     def _job(self) -> GenerationJob:
         config, renderer = self.config, self.backend.renderer
+        markers = config.markers
+        if renderer is not None:
+            markers = renderer.markers if renderer.thinks else None
         return GenerationJob(
             store=self.folder.url,
             windows=self.plan.windows,
@@ -219,7 +222,7 @@ class _Run:
             top_k=config.top_k,
             seed=config.seed,
             stop_at_thinking=config.stop_at_thinking,
-            markers=renderer.markers if renderer is not None and renderer.thinks else None,
+            markers=markers,
             end_of_turn=renderer.end_of_turn if renderer is not None else "",
             storage_options=dict(config.storage_options),
         )

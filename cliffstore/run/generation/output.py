@@ -109,7 +109,7 @@ def _windows(
                 raise GenerationError(
                     f"{folder.url}: nothing was generated for example {one.row.id}: remove the folder"
                 )
-            found.append(_row(config, one, sample, pieces[number]))
+            found.append(_row(config, plan, one, sample, pieces[number]))
         yield found
 
 
@@ -127,7 +127,7 @@ def _pieces(folder: ObjectStore, units: range) -> dict[int, Piece]:
     return found
 
 
-def _row(config: GenerateConfig, one: LocatedRow, sample: int, piece: Piece) -> Piece:
+def _row(config: GenerateConfig, plan: GenerationPlan, one: LocatedRow, sample: int, piece: Piece) -> Piece:
     row = one.row
     added: Piece = {FINISH: piece["finish"], "n_tokens": piece["n_tokens"]}
     if config.samples > 1:
@@ -138,7 +138,7 @@ def _row(config: GenerateConfig, one: LocatedRow, sample: int, piece: Piece) -> 
         "id": row.id if config.samples == 1 else sample_name(row.id, sample),
         "prompt": row.prompt,
         "system": row.system,
-        "thinking": own_thinking(row) if piece["fixed"] else piece["thinking"],
+        "thinking": own_thinking(row, plan.marks) if piece["fixed"] else piece["thinking"],
         "response": piece["response"],
         "label": row.label,
         "source": row.source,
