@@ -136,7 +136,7 @@ class Reading:
     def read(self, answer: str | None) -> Verdict:
         """Return the verdict in an answer; none where it says none, or both."""
         if answer is None:
-            return Verdict(None, None, "the endpoint's answer is empty or was cut short")
+            return Verdict(None, None, "the endpoint's answer is empty, or was cut short at --max-tokens")
         matches = [match for match in self.pattern.finditer(answer) if match[0]]
         words = [((match.re.groups and match[1]) or match[0]).casefold() for match in matches]
         found = {word: self.verdicts[word] for word in words if word in self.verdicts}

@@ -165,9 +165,13 @@ def test_answers_that_say_no_verdict_are_counted(responses: Path, tmp_path: Path
     undecided = [row for row in rows_of(tmp_path / "out.jsonl").values() if row["refused"] is None]
     reasons = sorted(str(row["reason"]).partition(":")[0] for row in undecided)
     assert reasons == [
-        "contradicts itself", "no response", "no response", "says no verdict",
-        "the endpoint's answer is empty or was cut short", "the endpoint's answer is empty or was cut short",
-    ]  # fmt: skip
+        "contradicts itself",
+        "no response",
+        "no response",
+        "says no verdict",
+        *["the endpoint's answer is empty, or was cut short at --max-tokens"] * 2,
+    ]
+    assert "says no verdict: Hard to say." in result.stderr
 
 
 def test_answered_rows_are_not_asked_again(responses: Path, tmp_path: Path, served: Served) -> None:

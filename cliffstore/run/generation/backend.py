@@ -94,7 +94,7 @@ class Backend:
 
 
 def _read_interventions(path: str, config: GenerateConfig, source: ModelSource, reporter: Reporter) -> Interventions:
-    """Return what a file of interventions asks for. Directions are files, or probes named STORE/probes/NAME."""
+    """Return what a file of interventions asks for. Probes and figures of heads are named with their store."""
     wish = read_interventions(path)
     dtype = choose_dtype(config, source)
     return resolve(wish, source.identity, dtype, "", config.storage_options, reporter.notice)

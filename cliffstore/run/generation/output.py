@@ -50,8 +50,8 @@ def _added(samples: int) -> pa.Schema:
 
 def write_output(
     config: GenerateConfig, plan: GenerationPlan, corpus: Corpus, folder: ObjectStore
-) -> GenerationReceipt:
-    """Write the output in one piece, and return what is in it.
+) -> tuple[GenerationReceipt, int]:
+    """Write the output in one piece; return what is in it, and how many of its rows were cut off within thinking.
 
     Raises
     ------
@@ -68,7 +68,7 @@ def write_output(
             for rows in _windows(config, plan, corpus, folder):
                 writer.add(rows)
                 counts.add(rows)
-    return GenerationReceipt(
+    receipt = GenerationReceipt(
         output=config.output.rstrip("/").rsplit("/", 1)[-1],
         digest=hashed.hexdigest(),
         rows=counts.rows,
@@ -76,6 +76,7 @@ def write_output(
         with_thinking=counts.with_thinking,
         finish=dict(sorted(counts.finish.items())),
     )
+    return receipt, counts.unended
 
 
 @dataclass(slots=True)
@@ -84,12 +85,14 @@ class _Counts:
     rows: int
     tokens: int
     with_thinking: int
+    unended: int = 0
 
     def add(self, rows: list[Piece]) -> None:
         for row in rows:
             self.rows += 1
             self.tokens += row["n_tokens"]
             self.with_thinking += row["thinking"] is not None
+            self.unended += row[FINISH] == "length" and row["thinking"] is not None and row["response"] is None
             self.finish[row[FINISH]] = self.finish.get(row[FINISH], 0) + 1
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field, model_validator
 
 from cliffstore.config import StorageOptions
-from cliffstore.run.row_files import SUFFIXES
+from cliffstore.run.row_files import check_output
 from cliffstore.settings import Settings
 
 JUDGES = ("rules", "endpoint", "column:NAME")
@@ -63,8 +63,8 @@ class JudgeConfig(Settings):
             kind, colon, of = one.partition(":")
             if not (one in JUDGES[:2] or (kind == "column" and colon and of)):
                 raise ValueError(f"judge {one!r} is not known: choose from {', '.join(JUDGES)}")
-        if self.output is not None and not self.output.lower().endswith(SUFFIXES):
-            raise ValueError(f"output {self.output}: name a file that ends in {' or '.join(SUFFIXES)}")
+        if self.output is not None:
+            check_output(self.output)
         if "endpoint" in self.judges:
             if self.endpoint is None:
                 raise ValueError("judge endpoint asks a model: say where it is with --endpoint")
