@@ -100,7 +100,8 @@ class ColumnJudge:
 
     def _read(self, value: object) -> Verdict:
         whole = int(value) if isinstance(value, float) and value.is_integer() else value
-        word = "" if whole is None else str(whole).strip().casefold()
+        # quotation marks are those of JSON, as which a column of words and truth values is kept
+        word = "" if whole is None else str(whole).strip().strip('"').casefold()
         if word in _YES or word in _NO:
             return Verdict(word in _YES, word)
         return Verdict(None, None, f"column {self.column} says neither yes nor no: {str(value)[:_LONGEST_REASON]}")

@@ -168,7 +168,7 @@ def _judge(kind: str, config: JudgeConfig) -> Judge:
     folder, _, name = (config.answers or f"{config.output}.answers.jsonl").rpartition("/")
     book = AnswerBook(ObjectStore(folder or ".", config.storage_options if "://" in folder else {}), name)
     return EndpointJudge(
-        endpoint=Endpoint.check(config.endpoint, config.model),
+        endpoint=Endpoint.check(config.endpoint, config.model, timeout=config.timeout),
         book=book,
         template=template,
         reading=Reading.check(config.pattern or PATTERN, verdicts),
