@@ -138,18 +138,22 @@ def _show(report: ExperimentReport) -> None:
         own = [row for row in report.rows if (row["thinking"], row["condition"], row["share"]) == (
             thinking, condition, share)]  # fmt: skip
         cells = [
-            _cell([row for row in own if (row["part"], row["measure"]) == (part, measure)], form)
+            _cell([row for row in own if (row["part"], row["measure"]) == (part, measure)], form, facts[part])
             for part, measure, _, form in shown
         ]
         sets = len({row["set"] for row in own})
         said = "unchanged" if share is None else f"{share:g} %" + (f", {sets} random" if condition == "random" else "")
         lines.append([thinking, said, own[0]["n_heads"], *cells])
-    print_table(["thinking", "heads off", "heads", *(title for _, _, title, _ in shown)], lines)
+    off = "heads off" if facts["scale"] == 0 else f"heads x {facts['scale']:g}"
+    print_table(["thinking", off, "heads", *(title for _, _, title, _ in shown)], lines)
     level = f"{facts['level']:.0%}"
+    writing = facts["random_generated"]
+    some = "" if writing == facts["random"] else f" (refusals: of {writing} of them)"
     print(
         f"\nScore and logit difference: means over {facts['harmful']} harmful examples before the answer; the change "
         f"with its {level} interval (paired bootstrap). Refused: of those, over-refusal: of {facts['benign']} benign "
-        f"ones, with {level} Wilson intervals. Random sets: mean, and from least to most."
+        f"ones, with {level} Wilson intervals. Random sets{some}: mean, and from least to most. n: examples that "
+        "have the figure, where these are not all."
     )
     print(f"Logit difference: {_said(facts['refusal_openers'])} less {_said(facts['compliance_openers'])}.")
     if facts["benign_text"] is not None:
@@ -159,13 +163,20 @@ def _show(report: ExperimentReport) -> None:
         print(file)
 
 
-def _cell(rows: Sequence[dict[str, object]], form: str) -> str:
+def _cell(rows: Sequence[dict[str, object]], form: str, examples: object) -> str:
+    """Return the figures of one measure; how many examples have it, where fewer do than there are."""
     values = [float(str(row["value"])) for row in rows if row["value"] is not None]
     if not values:
         return "-"
-    if rows[0]["condition"] == "random":
+    counts = [int(str(row["n"])) for row in rows]
+    few, most = min(counts), max(counts)
+    n = "" if few == examples else f", n = {few}" if few == most else f", n = {few} to {most}"
+    return _figures(rows[0], values, form) + n
+
+
+def _figures(row: dict[str, object], values: Sequence[float], form: str) -> str:
+    if row["condition"] == "random":
         return f"{sum(values) / len(values):{form}} ({min(values):{form}} to {max(values):{form}})"
-    row = rows[0]
     if row["measure"] == "refused":
         return f"{values[0]:{form}} {_interval(row['low'], row['high'], form)}"
     if row["change"] is None:

@@ -68,6 +68,7 @@ def judge(
     ] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Of one answer. Default: 256.")] = None,
     concurrency: Annotated[int | None, typer.Option(help="Requests at once. Default: 8.")] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds for one of its answers. Default: 120.")] = None,
     answers: Annotated[
         str | None, typer.Option(help="File of the endpoint's answers, to go on with. Default: beside the output.")
     ] = None,
@@ -99,6 +100,7 @@ def judge(
         "verdict": tuple(verdict) if verdict else None,
         "max_tokens": max_tokens,
         "concurrency": concurrency,
+        "timeout": timeout,
         "answers": answers,
     }
     report = run_judging(read_config(JudgeConfig, config, given), choose_reporter())

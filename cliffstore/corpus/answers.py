@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cliffstore.corpus.markers import DEFAULT_MARKERS, KNOWN_MARKERS, ThinkMarkers, split_thinking
-
-_CLOSE = DEFAULT_MARKERS.close.strip()
+from cliffstore.corpus.markers import KNOWN_MARKERS, ThinkMarkers, split_thinking
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,24 +28,29 @@ def read_answer(text: str, markers: ThinkMarkers | None, *, is_open: bool) -> An
     """
     if markers is None:
         return Answer(None, text or None)
+    head, closed, rest = text.partition(markers.close.strip())
+    if is_open and closed and not head.lstrip().startswith(markers.open.strip()):
+        # it is the thinking that the prompt has opened, also where that speaks of the marks
+        return Answer(head.strip("\n") if head.strip() else None, rest.lstrip("\n") or None)
     parts = split_thinking(text, markers, is_open=is_open)
     if parts is not None:
         return Answer(parts[0] if parts[0].strip() else None, parts[1])
     return _unclosed(text, markers, is_open=is_open)
 
 
-def read_any_answer(text: str) -> Answer:
-    """Take apart what a server says, of whose template nothing is known: by any pair of marks.
+def read_any_answer(text: str, own: ThinkMarkers | None = None) -> Answer:
+    """Take apart what a server says, of whose template nothing is known: by any pair of marks, `own` before others.
 
     A close without an open, on a line that it begins, is the end of a thinking that the template opened; elsewhere it
     is quoted.
     """
-    ends_a_line = text.partition(_CLOSE)[0].endswith("\n")
-    for markers in KNOWN_MARKERS:
-        parts = split_thinking(text, markers, is_open=markers == DEFAULT_MARKERS and ends_a_line)
+    pairs = KNOWN_MARKERS if own is None else (own, *KNOWN_MARKERS)
+    ends_a_line = text.partition(pairs[0].close.strip())[0].endswith("\n")
+    for markers in pairs:
+        parts = split_thinking(text, markers, is_open=markers == pairs[0] and ends_a_line)
         if parts is not None:
             return Answer(parts[0] if parts[0].strip() else None, parts[1])
-    opened = next((pair for pair in KNOWN_MARKERS if text.lstrip().startswith(pair.open.strip())), None)
+    opened = next((pair for pair in pairs if text.lstrip().startswith(pair.open.strip())), None)
     return Answer(None, text or None) if opened is None else _unclosed(text, opened, is_open=False)
 
 

@@ -30,7 +30,7 @@ from cliffstore.corpus.chat import (
 from cliffstore.corpus.drafts import LocatedRow
 from cliffstore.corpus.markers import DEFAULT_MARKERS, ThinkMarkers, find_markers, split_thinking
 from cliffstore.errors import ConfigError, ModelError
-from cliffstore.records import SEGMENTS, CorpusRow, RenderedExample, Segment, SkippedRow
+from cliffstore.records import SEGMENTS, CorpusRow, Message, RenderedExample, Segment, SkippedRow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -119,6 +119,16 @@ class Renderer:
     def thinks(self) -> bool:
         """Whether the model has marks of thinking, its own or the user's."""
         return not self._is_default
+
+    @property
+    def opens(self) -> bool:
+        """Whether the template opens the thinking at the end of a prompt, so that the model writes its end alone."""
+        if self._chat is None:
+            return False
+        try:
+            return _open_tail(self._chat.render([Message("user", "a")]), self.markers) is not None
+        except (TemplateRefusedError, TemplateAlteredError):
+            return False
 
     @property
     def end_of_turn(self) -> str:

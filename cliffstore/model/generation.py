@@ -51,7 +51,7 @@ class Place:
     ----------
     segments : uint8 as bytes [T], indices into `SEGMENTS`
     is_open : whether the prompt ends within thinking
-    is_fixed : whether it has thinking
+    is_fixed : whether thinking is as it is there: the decision position is in the prompt
     """
 
     segments: bytes

@@ -90,13 +90,13 @@ def selected(positions: Positions, segments_T: npt.NDArray[np.uint8], decision: 
     Parameters
     ----------
     segments_T : uint8 [T], indices into `SEGMENTS`
-    decision : position of the last token before the answer
+    decision : position of the last token before the answer; it may lie behind these tokens, where it is not known yet
     """
     if positions.everything:
         return np.ones(len(segments_T), dtype=np.bool_)
     selected_T = np.zeros(len(segments_T), dtype=np.bool_)
     if positions.decision:
-        selected_T[decision] = True
+        selected_T[decision : decision + 1] = True
     if positions.think:
         selected_T |= segments_T == _THINK
     for n in positions.last:

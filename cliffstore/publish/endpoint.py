@@ -16,6 +16,7 @@ from threading import Event
 from cliffstore.errors import EndpointRefusedError, SelectionError
 from cliffstore.publish.completions import Completion, Endpoint
 from cliffstore.publish.formats import CONVERSATION, Row, conversation
+from cliffstore.publish.refusals import answer_in
 from cliffstore.publish.targets import TemplateTarget
 from cliffstore.store.objects import ObjectStore
 
@@ -153,4 +154,4 @@ def learnt(completion: Completion) -> str | None:
     """Return an answer without thinking; None where there is none, or it was cut short."""
     if completion.finish == "length" or completion.text is None:
         return None
-    return completion.text.rpartition("</think>")[2].strip() or None
+    return answer_in(completion.text, whole=True) or None

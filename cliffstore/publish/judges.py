@@ -100,7 +100,8 @@ class ColumnJudge:
 
     def _read(self, value: object) -> Verdict:
         whole = int(value) if isinstance(value, float) and value.is_integer() else value
-        word = "" if whole is None else str(whole).strip().casefold()
+        # quotation marks are those of JSON, as which a column of words and truth values is kept
+        word = "" if whole is None else str(whole).strip().strip('"').casefold()
         if word in _YES or word in _NO:
             return Verdict(word in _YES, word)
         return Verdict(None, None, f"column {self.column} says neither yes nor no: {str(value)[:_LONGEST_REASON]}")
@@ -136,7 +137,7 @@ class Reading:
     def read(self, answer: str | None) -> Verdict:
         """Return the verdict in an answer; none where it says none, or both."""
         if answer is None:
-            return Verdict(None, None, "the endpoint's answer is empty or was cut short")
+            return Verdict(None, None, "the endpoint's answer is empty, or was cut short at --max-tokens")
         matches = [match for match in self.pattern.finditer(answer) if match[0]]
         words = [((match.re.groups and match[1]) or match[0]).casefold() for match in matches]
         found = {word: self.verdicts[word] for word in words if word in self.verdicts}

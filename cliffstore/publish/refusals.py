@@ -31,10 +31,11 @@ from cliffstore.publish.refusal_phrases import (
 
 LOOKED_AT = 600
 """Characters of an answer that are looked at."""
-THINKING_ENDS = r"(?is)^.*(?:</think(?:ing)?>|</reasoning>|\[/think\])"
+_TAGS = "(?:think(?:ing)?|thought|reasoning|seed:think)"
+THINKING_ENDS = rf"(?is)^.*(?:</{_TAGS}>|\[/think\]|<\|end_(?:of_thought|thinking)\|>)"
 """RE2 and Python alike: thinking that was left in a response, up to its end."""
 _THINKING_ENDS = re.compile(THINKING_ENDS)
-_THINKING_BEGINS = re.compile(r"\s*(?:<think(?:ing)?>|<reasoning>|\[think\])", re.IGNORECASE)
+_THINKING_BEGINS = re.compile(rf"\s*(?:<{_TAGS}>|\[think\]|<\|(?:begin_of_thought|start_thinking)\|>)", re.IGNORECASE)
 _SENTENCES = 3
 
 _APOSTROPHES = str.maketrans(

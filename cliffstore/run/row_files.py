@@ -9,7 +9,19 @@ from typing import Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cliffstore.access import scheme_of
+
 SUFFIXES = (".jsonl", ".parquet")
+_READ_ONLY = ("http", "https")
+
+
+def check_output(output: str) -> str:
+    """Return the name of a file of rows. Raises ValueError where none can be written by it."""
+    if not output.lower().endswith(SUFFIXES):
+        raise ValueError(f"output {output}: name a file that ends in {' or '.join(SUFFIXES)}")
+    if scheme_of(output) in _READ_ONLY:
+        raise ValueError(f"output {output}: web addresses are read and not written; name a path, or a URL of storage")
+    return output
 
 
 class Sink(Protocol):

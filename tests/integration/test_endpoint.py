@@ -189,6 +189,8 @@ def test_no_completion_is_no_answer(content: bytes, served: Served) -> None:
     ("text", "finish", "taught"),
     [
         ("<think>Hm.</think>\n\nNo.", "stop", "No."),
+        ("[THINK]Hm.[/THINK]No.", "stop", "No."),
+        ("<think>\nHm, and", "stop", None),
         ("No, beca", "length", None),
         (None, "stop", None),
         ("  ", "stop", None),

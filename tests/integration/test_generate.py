@@ -134,7 +134,8 @@ def test_thinking_is_kept_or_generated_anew(planted: Path, tmp_path: Path) -> No
     assert "6 rows have thinking, which is kept" in kept.stderr
     for row, told in zip(rows_of(tmp_path / "kept.jsonl"), truth, strict=True):
         assert (row["thinking"], row["response"]) == (told["thinking"], told["response"])
-    anew = generate(corpus, planted, tmp_path / "anew.jsonl", "--regenerate-thinking").json
+    whole_run = generate(corpus, planted, tmp_path / "anew.jsonl", "--regenerate-thinking")
+    anew = whole_run.json
     assert anew["tokens"] > kept.json["tokens"]
     stopped = generate(corpus, planted, tmp_path / "stopped.jsonl", "--regenerate-thinking", "--stop-at-thinking").json
     assert stopped["finish"] == {"thinking": 6}
@@ -146,8 +147,10 @@ def test_thinking_is_kept_or_generated_anew(planted: Path, tmp_path: Path) -> No
     assert texts_of(tmp_path / "joined.jsonl") == texts_of(tmp_path / "anew.jsonl")
     skipped = generate(corpus, planted, tmp_path / "none.jsonl", "--stop-at-thinking")
     assert (skipped.code, "6 has thinking already" in skipped.stderr) == (2, True)
-    within = generate(corpus, planted, tmp_path / "within.jsonl", "--regenerate-thinking", "--max-new-tokens", "5").json
-    assert within["finish"] == {"length": 6}
+    cut = generate(corpus, planted, tmp_path / "within.jsonl", "--regenerate-thinking", "--max-new-tokens", "5")
+    assert cut.json["finish"] == {"length": 6}
+    assert "6 of 6 texts were cut off within their thinking" in cut.stderr
+    assert "cut off within" not in whole_run.stderr
     for row, full in zip(rows_of(tmp_path / "within.jsonl"), whole, strict=True):
         assert row["response"] is None
         assert str(full["thinking"]).startswith(str(row["thinking"]))
@@ -219,6 +222,8 @@ def test_hostile_text_survives(tiny_model: str, tmp_path: Path) -> None:
     [
         (("--model", "{model}", "-o", "out.txt"), ".jsonl or .parquet"),
         (("--model", "{model}"), "say -o FILE"),
+        (("--model", "{model}", "-o", "https://host/out.jsonl"), "web addresses are read and not written"),
+        (("--model", "{model}", "-o", "/proc/none/out.jsonl"), "cannot write /proc/none/out.jsonl"),
         (("--model", "{model}", "-o", "{out}", "--top-p", "0.9"), "--temperature"),
         (("--model", "{model}", "-o", "{out}", "--samples", "2"), "--temperature"),
         (("--model", "{model}", "-o", "{out}", "--seed", "2"), "--temperature"),

@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 from commands import write_jsonl
 from generated import Row, generate, models_loaded_once, rows_of
+from told import Told
 
+from cliffstore import Store
 from cliffstore.model.planted.model import Planted, PlantSettings, plant
+from cliffstore.run.stages import extract
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -50,7 +53,7 @@ def answers(
 
 
 @pytest.mark.parametrize("thinking", ["fixed", "regenerated"])
-@pytest.mark.parametrize("positions", ["all", "template,response", "think_close,response"])
+@pytest.mark.parametrize("positions", ["all", "template,response", "decision"])
 def test_suppressors_off(
     thinking: str, positions: str, planted: tuple[Planted, Path], corpus: Path, tmp_path: Path
 ) -> None:
@@ -84,3 +87,23 @@ def test_other_interventions_are_other_settings(planted: tuple[Planted, Path], c
     file.write_text(json.dumps({"steps": [{"kind": "scale_heads", "heads": [[99, 0]]}]}))
     wrong = generate(corpus, planted[1], tmp_path / "none.jsonl", "--intervene", file)
     assert (wrong.code, "layer 99" in wrong.stderr, (tmp_path / "none.jsonl").exists()) == (2, True, False)
+
+
+def test_what_a_store_has_is_named_with_the_store(planted: tuple[Planted, Path], corpus: Path, tmp_path: Path) -> None:
+    """`generate` is of no store."""
+    store = tmp_path / "store"
+    extract(str(planted[1] / "corpus.jsonl"), model=str(planted[1]), store=str(store), yes=True)
+    with Store(str(store), reporter=Told()) as opened:
+        opened.import_probe("refusal", planted[0].truth.w_D, layer=planted[0].truth.layer)
+        opened.trace_heads("refusal", where="kind = 'jailbroken'", name="shares", model=str(planted[1]), resamples=0)
+    folder = tmp_path / "out"
+    folder.mkdir()
+    table: Row = {"kind": "scale_heads", "top": len(planted[0].truth.suppressors)}
+    found = answers(planted, corpus, folder, {"steps": [table | {"table": f"{store}/heads/shares"}]})
+    assert {row["response"] for row in found if row["kind"] == "jailbroken"} == {planted[0].truth.refusal}
+    for step, said in ((table | {"table": "shares"}, "STORE/heads/shares"),
+                       ({"kind": "ablate", "direction": "refusal"}, "STORE/probes/refusal")):  # fmt: skip
+        file = tmp_path / "wrong.json"
+        file.write_text(json.dumps({"steps": [step]}))
+        wrong = generate(corpus, planted[1], folder / "none.jsonl", "--intervene", file)
+        assert (wrong.code, said in wrong.stderr) == (2, True)

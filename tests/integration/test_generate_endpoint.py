@@ -154,6 +154,16 @@ def test_thinking_is_told_apart(content: bytes, told: tuple[object, ...], server
     assert (asked["model"], asked["max_tokens"], asked["temperature"]) == ("m", 9, 0)
 
 
+def test_marks_that_are_said_tell_thinking_apart(server: Server, tmp_path: Path) -> None:
+    corpus = write_jsonl(tmp_path / "one.jsonl", [{"id": "a", "prompt": "Hello"}])
+    marks = ("--think-open", "<hm>", "--think-close", "</hm>")
+    for number, said in enumerate(("<hm>Hm.</hm>Hi.", "Hm.\n</hm>\n\nHi.")):
+        server.answer = lambda _, body, said=said: completion(said)
+        out = tmp_path / f"{number}.jsonl"
+        assert generate(corpus, "m", out, "--endpoint", server.url, *marks).code == 0
+        assert texts_of(out) == {"a": ("Hm.", "Hi.", "stop")}
+
+
 def test_key_that_cannot_be_sent_is_said_to_be(
     server: Server, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,6 +15,7 @@ from told import Told
 from transformers import AutoTokenizer
 
 from cliffstore import Store
+from cliffstore.cli.heads_experiment import _cell
 from cliffstore.model.planted.model import Planted, PlantSettings, plant
 from cliffstore.run.experiment import model as experiment_model
 from cliffstore.run.experiment.examples import read_lines, with_text
@@ -151,6 +152,15 @@ def test_a_run_that_was_cut_off_goes_on_and_ends_alike(case: Case, tmp_path: Pat
     assert (place.store / "experiments" / "refusal-experiment.parquet").read_bytes() == table
 
 
+def test_answers_that_thinking_has_cut_short_are_not_judged(case: Case, tmp_path: Path) -> None:
+    """Twelve tokens are eleven of thinking and the first one of the answer."""
+    place = Case(case.planted, case.folder, Path(shutil.copytree(case.store, tmp_path / "store")))
+    report = place.run(thinking="regenerated", new_tokens=3, thinking_tokens=9, random=0)
+    measured = {(row["part"], row["measure"]) for row in report.rows}
+    assert ("harmful", "score") in measured
+    assert not {("harmful", "refused"), ("benign", "refused")} & measured
+
+
 def test_heads_of_a_wrong_trace_change_nothing(case: Case, tmp_path: Path) -> None:
     """What `_holds` asserts fails where other heads than the planted ones are switched off."""
     place = Case(case.planted, case.folder, Path(shutil.copytree(case.store, tmp_path / "store")))
@@ -191,6 +201,14 @@ def test_the_command_prints_a_table_and_writes_files(case: Case, tmp_path: Path)
     piece = next((Path(store) / "experiments" / "refusal-experiment").iterdir())
     piece.write_bytes(piece.read_bytes()[:-9] + b"x" * 9)
     assert run_cli("verify", store).code == 1
+
+
+def test_figures_of_some_examples_say_of_how_many() -> None:
+    row = {"condition": "chosen", "measure": "refused", "value": 0.5, "low": 0.2, "high": 0.8, "n": 6, "change": None}
+    assert _cell([row], ".0%", 6) == "50% [20%, 80%]"
+    assert _cell([row], ".0%", 8) == "50% [20%, 80%], n = 6"
+    random = [row | {"condition": "random", "n": n} for n in (8, 5)]
+    assert _cell(random, ".0%", 8) == "50% (50% to 50%), n = 5 to 8"
 
 
 def test_mistakes_are_one_line_and_nothing_is_written(case: Case) -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,7 +19,7 @@ from conftest import Built
 import cliffstore
 from cliffstore.errors import ConfigError
 from cliffstore.publish.completions import KEY_VARIABLE
-from cliffstore.publish.judges import PATTERN, VERDICTS, Reading
+from cliffstore.publish.judges import PATTERN, VERDICTS, ColumnJudge, Reading
 
 KEY = "sk-very-secret-0123456789"
 ROWS: list[dict[str, object]] = [
@@ -165,9 +166,13 @@ def test_answers_that_say_no_verdict_are_counted(responses: Path, tmp_path: Path
     undecided = [row for row in rows_of(tmp_path / "out.jsonl").values() if row["refused"] is None]
     reasons = sorted(str(row["reason"]).partition(":")[0] for row in undecided)
     assert reasons == [
-        "contradicts itself", "no response", "no response", "says no verdict",
-        "the endpoint's answer is empty or was cut short", "the endpoint's answer is empty or was cut short",
-    ]  # fmt: skip
+        "contradicts itself",
+        "no response",
+        "no response",
+        "says no verdict",
+        *["the endpoint's answer is empty, or was cut short at --max-tokens"] * 2,
+    ]
+    assert "says no verdict: Hard to say." in result.stderr
 
 
 def test_answered_rows_are_not_asked_again(responses: Path, tmp_path: Path, served: Served) -> None:
@@ -305,6 +310,33 @@ def test_numbers_that_have_become_fractions_are_what_they_were(tmp_path: Path) -
     assert (every["refused"]["k"], every["refused"]["n"], every["undecided"]) == (2, 3, 1)
     assert (every["attack_success"]["n"], every["over_refusal"]["n"], every["unlabelled"]) == (1, 1, 2)
     assert [one["group"] for one in groups] == ["", "0", "1"]
+
+
+def test_words_kept_as_json_are_read() -> None:
+    """A column of words and truth values is kept as JSON text."""
+    rows: list[dict[str, object]] = [{"person": said} for said in ('"Yes"', "true", '"no"', '"perhaps"')]
+    assert [one.refused for one in ColumnJudge("person").judge(rows)] == [True, True, False, None]
+
+
+def test_slow_judge_has_the_time_that_is_said(
+    responses: Path, tmp_path: Path, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cliffstore.publish.completions.ATTEMPTS", 1)
+    over = Event()
+
+    def wait(number: int, body: dict[str, object]) -> tuple[int, object]:
+        over.wait(60)
+        return said("refusal")
+
+    served.answer = wait
+    try:
+        result = judge(responses, tmp_path / "out.jsonl", served, "--timeout", "0.2")
+    finally:
+        over.set()
+    assert (result.code, "timed out" in result.stderr) == (1, True)
+    assert ok("judge", responses, "--json").json["rates"]
+    refused = run_cli("judge", responses, "--timeout", "9")
+    assert (refused.code, "timeout is of judge endpoint" in refused.stderr) == (2, True)
 
 
 def test_a_file_is_not_written_over_by_some_of_its_rows(responses: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,7 +19,7 @@ from transformers.generation.logits_process import TemperatureLogitsWarper, TopK
 from cliffstore.corpus.answers import Answer, read_answer, read_any_answer
 from cliffstore.corpus.markers import DEFAULT_MARKERS, ThinkMarkers
 from cliffstore.errors import GenerationError
-from cliffstore.model.generation import Prompt, TextGenerator
+from cliffstore.model.generation import Place, Prompt, TextGenerator
 from cliffstore.model.identity import ModelSource
 from cliffstore.model.sampling import Sampling, gumbel_noise, processors
 from cliffstore.publish.completions import Endpoint
@@ -27,8 +28,8 @@ from cliffstore.run.generation import backend
 from cliffstore.run.generation.backend import Backend
 from cliffstore.run.generation.config import GenerateConfig
 from cliffstore.run.generation.job import EndpointSpec, GenerationJob, ModelSpec, Windows, noise_key
-from cliffstore.run.generation.plan import _Planning
-from cliffstore.run.generation.positions import RowRoles, role_at_end
+from cliffstore.run.generation.plan import Marks, _Planning, own_thinking
+from cliffstore.run.generation.positions import RowRoles, relative, role_at_end, roles_of
 from cliffstore.schema import ModelIdentity
 
 
@@ -150,6 +151,9 @@ def test_logits_that_are_no_numbers_are_an_error() -> None:
         ("<think>\nHm.\n</think>\n\nHi.", False, Answer("Hm.", "Hi.")),
         ("Hm.\n</think>\n\nHi.", True, Answer("Hm.", "Hi.")),
         ("Hm.\n</think>\n\nHi.", False, Answer(None, "Hm.\n</think>\n\nHi.")),
+        ("Is <think> a tag?\n</think>\n\nYes.", True, Answer("Is <think> a tag?", "Yes.")),
+        ("<think>\nIs <think> a tag?\n</think>\n\nYes.", True, Answer("Is <think> a tag?", "Yes.")),
+        ("\n</think>\n\nHi.", True, Answer(None, "Hi.")),
         ("Hm, and", True, Answer("Hm, and", None)),
         ("<think>\nHm, and", False, Answer("Hm, and", None)),
         ("Hi.", False, Answer(None, "Hi.")),
@@ -201,6 +205,42 @@ def test_roles_of_new_tokens_are_those_of_the_whole_text(
     assert row.decision == 3 + begins + len(markers.close) - 1
     (decision,) = np.flatnonzero(row.holds("decision"))
     assert decision == row.decision
+
+
+def test_decision_that_is_not_there_yet_chooses_nothing() -> None:
+    row = RowRoles([SEGMENTS.index(Segment.HEADER)] * 3, 2, DEFAULT_MARKERS, False)
+    for choice in ("decision", "last:4", "-3..0", "decision,last:2"):
+        assert not row.holds(choice).any()
+    assert row.holds("decision,stride:2").tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("tail", "is_fixed", "decision"), [("</think>\n\n", False, 10), ("<think>\n", False, None), ("Hm", True, 10)]
+)
+def test_decision_is_in_a_prompt_whose_thinking_has_ended(tail: str, is_fixed: bool, decision: int | None) -> None:
+    text = tail.rjust(11)
+    place = Place(bytes([SEGMENTS.index(Segment.HEADER)] * 11), 10, is_open=False, is_fixed=is_fixed)
+    prompt = Prompt("a", np.array([ord(one) for one in text], dtype=np.int32), 4, place=place)
+    row = roles_of(prompt, DEFAULT_MARKERS, lambda ids: "".join(map(chr, ids)))
+    assert (row.is_decided, np.flatnonzero(row.holds("decision")).tolist()) == (
+        (False, []) if decision is None else (True, [decision])
+    )
+
+
+def test_choices_that_need_a_decision() -> None:
+    assert relative(["all", "template,think", "stride:2", "last:2", "-3..0", "decision,user"]) == [
+        "last:2", "-3..0", "decision,user",
+    ]  # fmt: skip
+
+
+def test_thinking_that_a_row_brings_along() -> None:
+    """A model whose template opens the thinking writes its end alone: what it wrote is a corpus of its thinking."""
+    rollout = CorpusRow("a", "Hello", (Message("user", "Hello"),), response="Hm.\n</think>\n\nHi.")
+    assert own_thinking(rollout, Marks(is_open=True)) == "Hm."
+    assert own_thinking(rollout, Marks()) is None
+    said = replace(rollout, response="<hm>Hm.</hm>Hi.")
+    assert own_thinking(said, Marks(ThinkMarkers("<hm>", "</hm>"))) == "Hm."
+    assert own_thinking(replace(said, thinking="So."), Marks()) == "So."
 
 
 def test_thinking_that_is_fixed_leaves_the_decision_in_the_prompt() -> None:

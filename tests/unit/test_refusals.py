@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from cliffstore.corpus.markers import KNOWN_MARKERS, ThinkMarkers
 from cliffstore.errors import SelectionError
 from cliffstore.publish.refusals import LOOKED_AT, Refusals, answer_in, read_phrases
 
@@ -99,6 +100,12 @@ def test_how_it_is_typed_does_not_matter(straight: str, variant: str) -> None:
 def test_words_that_refuse_are_told() -> None:
     assert Refusals().find("That is unkind. I\u2019m sorry, but I can\u2019t help you.") == "i cannot help"
     assert Refusals().find("However, it is safe and helpful.") is None
+
+
+@pytest.mark.parametrize("markers", KNOWN_MARKERS, ids=lambda one: one.open.strip())
+def test_thinking_of_any_model_is_no_answer(markers: ThinkMarkers) -> None:
+    thought = f"{markers.open}I can't help with that."
+    assert (answer_in(f"{thought}{markers.close}Sure."), answer_in(thought)) == ("Sure.", "")
 
 
 def test_thinking_is_no_answer() -> None:

@@ -224,6 +224,7 @@ def test_earlier_turns(tokenizer: PreTrainedTokenizerBase, make: Make) -> None:
 
 def test_r1_opens_the_thinking_in_the_prompt(tokenizer: PreTrainedTokenizerBase, make: Make) -> None:
     renderer = make(R1)
+    assert renderer.opens
     example = rendered(renderer, row_of("Hi", thinking="Hm.", response="Yo"))
     assert spans(tokenizer, example) == [
         ("header", "<|endoftext|><|User|>"),
@@ -262,6 +263,7 @@ def test_a_template_that_strips_past_thinking(tokenizer: PreTrainedTokenizerBase
 
 
 def test_closed_thinking_in_the_prompt_is_opened_anew(tokenizer: PreTrainedTokenizerBase, make: Make) -> None:
+    assert not make(QWEN3_CLOSED).opens
     example = rendered(make(QWEN3_CLOSED), row_of("Hi", thinking="Hm.", response="Yo"))
     assert spans(tokenizer, example)[-6:-2] == [
         ("header", "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"),

@@ -138,6 +138,12 @@ def _ways_of_thinking(
 ) -> tuple[Thinking, ...]:
     """Return how thinking comes about; a model that does not think can regenerate none."""
     if renderer.thinks:
+        without = sum(not line.has_thinking for line in lines)
+        if without and settings.thinking != REGENERATED:
+            reporter.notice(
+                f"{without} of {len(lines)} examples have no thinking: where it is fixed, their score is the one "
+                "before any, and what the model thinks counts among --new-tokens"
+            )
         return (FIXED, REGENERATED) if settings.thinking == "both" else (settings.thinking,)
     if settings.thinking == REGENERATED:
         raise ConfigError("this model has no thinking markers, so it regenerates no thinking: say --thinking fixed")

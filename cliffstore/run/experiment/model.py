@@ -21,7 +21,7 @@ from cliffstore.corpus.answers import Answer, read_answer
 from cliffstore.corpus.markers import ThinkMarkers
 from cliffstore.errors import ConfigError
 from cliffstore.model.forced import ForcedPasses, Line
-from cliffstore.model.generation import Generated, Place, Prompt, TextGenerator, end_of_turn, end_tokens
+from cliffstore.model.generation import Finish, Generated, Place, Prompt, TextGenerator, end_of_turn, end_tokens
 from cliffstore.model.interventions import PlacedChanges, place
 from cliffstore.model.loader import load_model
 from cliffstore.model.products import use_float32_products
@@ -55,7 +55,8 @@ class Measured:
     ----------
     score, difference : at the decision; none where the model wrote no end of its thinking
     surprise : -log p of the benign text, in nats, over `n_text` tokens
-    refused : none where no text was generated, or it has no answer
+    refused : none where no text was generated, or it has no answer, or one that was cut off before its time: the
+        thinking has taken tokens that were for the answer
     """
 
     example: int
@@ -166,7 +167,9 @@ class ExperimentModel:
         assert answer is not None
         response = answer.response
         is_answered = response is not None and bool(answer_in(response))
-        refused = self._refusals.matches(response) if is_answered and response is not None else None
+        refused = None
+        if is_answered and response is not None and not written.is_short:
+            refused = self._refusals.matches(response)
         return replace(figures, refused=refused, thinking=answer.thinking, response=response)
 
     def _generate(self, batch: Sequence[ExampleLine], thinking: Thinking) -> list[_Written]:
@@ -179,8 +182,9 @@ class ExperimentModel:
                 raise ConfigError(f"example {line.id!r} fills the model's context of {self._context:,} tokens: leave "
                                   "it out with --harmful-where or --benign-where")  # fmt: skip
             place_ = Place(
-                line.prompt.segments_T.tobytes(), line.prompt.decision, is_open=line.opens, is_fixed=line.has_thinking
-            )
+                line.prompt.segments_T.tobytes(), line.prompt.decision, is_open=line.opens,
+                is_fixed=line.has_thinking or thinking != REGENERATED,
+            )  # fmt: skip
             prompts.append(Prompt(line.id, line.prompt.token_ids_T.astype(np.int32), room, place=place_))
         found = self._generator.generate(prompts)
         return [
@@ -190,34 +194,47 @@ class ExperimentModel:
 
     def _written(self, line: ExampleLine, prompt: Prompt, one: Generated, *, is_fixed: bool) -> _Written:
         """Return the answer, and the tokens up to the decision position: those that the model has written itself."""
-        text = self._text_of(one.token_ids.tolist())
+        ids = one.token_ids.tolist()
+        text = self._text_of(ids)
         if line.has_thinking:
-            return _Written(line.prompt, Answer(None, text.lstrip("\n") or None))
+            return _Written(line.prompt, Answer(None, text.lstrip("\n") or None), self._is_short(one, len(ids)))
         answer = read_answer(text, self._markers, is_open=line.opens)
+        n_answer = len(ids) if answer.thinking is None else 0
         if is_fixed:
-            return _Written(line.prompt, answer)
-        roles = roles_of(prompt, self._markers)
-        for token in one.token_ids.tolist():
+            return _Written(line.prompt, answer, self._is_short(one, n_answer))
+        roles = roles_of(prompt, self._markers, self._text_of)
+        if roles.markers is None:
+            return _Written(line.prompt, answer, self._is_short(one, len(ids)))
+        for token in ids:
             roles.read(token, self._text_of)
-            if roles.decision < len(roles.segments):
+            if roles.is_decided:
                 ids_T = np.concatenate([line.prompt.token_ids_T, np.array(roles.ids, dtype=np.int64)])
-                return _Written(Line(ids_T, np.array(roles.segments, dtype=np.uint8), roles.decision), answer)
-        return _Written(None, answer)
+                end = Line(ids_T, np.array(roles.segments, dtype=np.uint8), roles.decision)
+                return _Written(end, answer, self._is_short(one, len(ids) - len(roles.ids)))
+        return _Written(None, answer, self._is_short(one, n_answer))
+
+    def _is_short(self, one: Generated, n_answer: int) -> bool:
+        """Return whether an answer was cut off before it had all its tokens."""
+        return one.finish is Finish.LENGTH and n_answer < self._settings.new_tokens
 
     def _text_of(self, ids: list[int]) -> str:
         return str(self._tokenizer.decode(ids, skip_special_tokens=False))
 
     def _acting(self, prompts: Sequence[Prompt]) -> AbstractContextManager[None]:
-        rows = [roles_of(one, self._markers) for one in prompts]
-        return acting(self._model, self._tokenizer, self._placed, self._words, rows)
+        rows = [roles_of(one, self._markers, self._text_of) for one in prompts]
+        return acting(self._model, self._text_of, self._placed, self._words, rows)
 
 
 @dataclass(frozen=True, slots=True)
 class _Written:
-    """What a model wrote; `prompt` ends at the decision position, and is None where there is none."""
+    """What a model wrote; `prompt` ends at the decision position, and is None where there is none.
+
+    `is_short` where the answer was cut off before it had all its tokens: whether it refuses is not known.
+    """
 
     prompt: Line | None
     answer: Answer | None = None
+    is_short: bool = False
 
 
 def _with_answer(prompt: Line, line: ExampleLine) -> Line:

@@ -101,9 +101,8 @@ class StoreExperiments(StoreQueries):
         from cliffstore.text import printable
 
         document, table = self.experiment(name)
-        title = (
-            f"{name}: heads x {document.scale:g} at {document.positions} positions, by their shares of {document.probe}"
-        )
+        done = "heads off" if document.scale == 0 else f"heads x {document.scale:g}"
+        title = f"{name}: {done} at {document.positions} positions, by their shares of {document.probe}"
         return themed(experiment_chart(table, level=document.level), theme, title=printable(title))
 
     def _write_experiment(self, name: str, output: str, texts: pa.Table) -> tuple[str, ...]:

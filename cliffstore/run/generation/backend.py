@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cliffstore.corpus.markers import ThinkMarkers
 from cliffstore.corpus.template import Renderer, tokenizer_digest
 from cliffstore.errors import ConfigError
 from cliffstore.model.identity import ModelSource, find_model
@@ -48,12 +47,9 @@ class Backend:
         source = find_model(config.model, config.revision, reporter.notice, config.adapter)
         longest = None if source.context is None else source.context - 1  # room for one token
         given = [most for most in (config.max_tokens, longest) if most is not None]
-        markers = None
-        if config.think_open is not None and config.think_close is not None:
-            markers = ThinkMarkers(config.think_open, config.think_close)
         renderer = Renderer(
             load_tokenizer(source),
-            markers=markers,
+            markers=config.markers,
             template_date=config.template_date,
             max_tokens=min(given, default=None),
             to_answer=True,
@@ -98,7 +94,7 @@ class Backend:
 
 
 def _read_interventions(path: str, config: GenerateConfig, source: ModelSource, reporter: Reporter) -> Interventions:
-    """Return what a file of interventions asks for. Directions are files, or probes named STORE/probes/NAME."""
+    """Return what a file of interventions asks for. Probes and figures of heads are named with their store."""
     wish = read_interventions(path)
     dtype = choose_dtype(config, source)
     return resolve(wish, source.identity, dtype, "", config.storage_options, reporter.notice)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from cliffstore.config import StorageOptions, TemplateDate
-from cliffstore.run.row_files import SUFFIXES
+from cliffstore.corpus.markers import ThinkMarkers
+from cliffstore.run.row_files import check_output
 from cliffstore.settings import Settings
 
 _OF_A_MODEL_HERE = (
@@ -68,9 +68,14 @@ class GenerateConfig(Settings):
     @field_validator("output")
     @classmethod
     def _output_is_a_file(cls, value: str) -> str:
-        if PurePosixPath(value.lower()).suffix not in SUFFIXES:
-            raise ValueError(f"name a file that ends in {' or '.join(SUFFIXES)}")
-        return value
+        return check_output(value)
+
+    @property
+    def markers(self) -> ThinkMarkers | None:
+        """Return the marks around thinking that are said; None where they are to be found."""
+        if self.think_open is None or self.think_close is None:
+            return None
+        return ThinkMarkers(self.think_open, self.think_close)
 
     @model_validator(mode="after")
     def _options_that_go_together(self) -> GenerateConfig:

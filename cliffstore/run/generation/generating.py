@@ -169,8 +169,13 @@ class _Run:
             if pending := sorted(units - done):
                 left.send_work_if_gone()
                 executor = self._generate(pending, sum(self.plan.items_of(unit) for unit in done))
-            receipt = write_output(self.config, self.plan, self.corpus, self.folder)
+            receipt, unended = write_output(self.config, self.plan, self.corpus, self.folder)
             documents.put(self.folder, receipt)
+            if unended:
+                self.reporter.notice(
+                    f"{unended} of {receipt.rows} texts were cut off within their thinking and have no response: raise "
+                    "--max-new-tokens, or leave them out of what follows (--where \"finish <> 'length'\")"
+                )
         except GenerationError:
             found = left.complete()  # of another run of the same command, which has cleared away what this one needs
             if found is None:
@@ -210,6 +215,9 @@ class _Run:
 
     def _job(self) -> GenerationJob:
         config, renderer = self.config, self.backend.renderer
+        markers = config.markers
+        if renderer is not None:
+            markers = renderer.markers if renderer.thinks else None
         return GenerationJob(
             store=self.folder.url,
             windows=self.plan.windows,
@@ -219,7 +227,7 @@ class _Run:
             top_k=config.top_k,
             seed=config.seed,
             stop_at_thinking=config.stop_at_thinking,
-            markers=renderer.markers if renderer is not None and renderer.thinks else None,
+            markers=markers,
             end_of_turn=renderer.end_of_turn if renderer is not None else "",
             storage_options=dict(config.storage_options),
         )

@@ -88,7 +88,7 @@ class GenerationJob:
     Attributes
     ----------
     store : URL of the folder beside the output
-    markers : None where the model does not think
+    markers : None where the model does not think, or where those of an endpoint's model are not said
     end_of_turn : what the template writes after an answer
     """
 

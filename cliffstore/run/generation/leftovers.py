@@ -14,7 +14,7 @@ from typing import TypeVar
 from cliffstore import __version__
 from cliffstore.access import filesystem
 from cliffstore.config import StorageOptions
-from cliffstore.errors import DamagedStoreError, StorageError, StoreError
+from cliffstore.errors import DamagedStoreError, QueryError, StorageError, StoreError
 from cliffstore.run.generation.backend import Backend
 from cliffstore.run.generation.config import GenerateConfig
 from cliffstore.run.generation.plan import GenerationPlan
@@ -99,7 +99,10 @@ class Leftovers:
 
     def _send_work(self) -> None:
         if self.folder.is_local:
-            Path(self.folder.root).mkdir(parents=True, exist_ok=True)
+            try:
+                Path(self.folder.root).mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise QueryError(f"cannot write {self.folder.url}: {error.strerror or error}") from None
         with (
             self.plan.path.open("rb") as work,
             saving(f"{self.folder.url}/{layout.GENERATION_WORK}", self.config.storage_options) as sink,

@@ -50,8 +50,8 @@ def _added(samples: int) -> pa.Schema:
 
 def write_output(
     config: GenerateConfig, plan: GenerationPlan, corpus: Corpus, folder: ObjectStore
-) -> GenerationReceipt:
-    """Write the output in one piece, and return what is in it.
+) -> tuple[GenerationReceipt, int]:
+    """Write the output in one piece; return what is in it, and how many of its rows were cut off within thinking.
 
     Raises
     ------
@@ -68,7 +68,7 @@ def write_output(
             for rows in _windows(config, plan, corpus, folder):
                 writer.add(rows)
                 counts.add(rows)
-    return GenerationReceipt(
+    receipt = GenerationReceipt(
         output=config.output.rstrip("/").rsplit("/", 1)[-1],
         digest=hashed.hexdigest(),
         rows=counts.rows,
@@ -76,6 +76,7 @@ def write_output(
         with_thinking=counts.with_thinking,
         finish=dict(sorted(counts.finish.items())),
     )
+    return receipt, counts.unended
 
 
 @dataclass(slots=True)
@@ -84,12 +85,14 @@ class _Counts:
     rows: int
     tokens: int
     with_thinking: int
+    unended: int = 0
 
     def add(self, rows: list[Piece]) -> None:
         for row in rows:
             self.rows += 1
             self.tokens += row["n_tokens"]
             self.with_thinking += row["thinking"] is not None
+            self.unended += row[FINISH] == "length" and row["thinking"] is not None and row["response"] is None
             self.finish[row[FINISH]] = self.finish.get(row[FINISH], 0) + 1
 
 
@@ -109,7 +112,7 @@ def _windows(
                 raise GenerationError(
                     f"{folder.url}: nothing was generated for example {one.row.id}: remove the folder"
                 )
-            found.append(_row(config, one, sample, pieces[number]))
+            found.append(_row(config, plan, one, sample, pieces[number]))
         yield found
 
 
@@ -127,7 +130,7 @@ def _pieces(folder: ObjectStore, units: range) -> dict[int, Piece]:
     return found
 
 
-def _row(config: GenerateConfig, one: LocatedRow, sample: int, piece: Piece) -> Piece:
+def _row(config: GenerateConfig, plan: GenerationPlan, one: LocatedRow, sample: int, piece: Piece) -> Piece:
     row = one.row
     added: Piece = {FINISH: piece["finish"], "n_tokens": piece["n_tokens"]}
     if config.samples > 1:
@@ -138,7 +141,7 @@ def _row(config: GenerateConfig, one: LocatedRow, sample: int, piece: Piece) -> 
         "id": row.id if config.samples == 1 else sample_name(row.id, sample),
         "prompt": row.prompt,
         "system": row.system,
-        "thinking": own_thinking(row) if piece["fixed"] else piece["thinking"],
+        "thinking": own_thinking(row, plan.marks) if piece["fixed"] else piece["thinking"],
         "response": piece["response"],
         "label": row.label,
         "source": row.source,

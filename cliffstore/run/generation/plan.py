@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cliffstore.corpus.drafts import LocatedRow
-from cliffstore.corpus.markers import DEFAULT_MARKERS, split_thinking
+from cliffstore.corpus.markers import DEFAULT_MARKERS, ThinkMarkers, split_thinking
 from cliffstore.corpus.sources import Corpus
 from cliffstore.corpus.template import RenderCounts, Renderer
 from cliffstore.errors import ConfigError, CorpusError
@@ -37,6 +37,14 @@ Item = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
+class Marks:
+    """The marks around thinking, and whether the template writes the first of them."""
+
+    markers: ThinkMarkers = DEFAULT_MARKERS
+    is_open: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationPlan:
     """What a corpus gives to generate.
 
@@ -48,6 +56,7 @@ class GenerationPlan:
     skipped_ids : of rows that reading the corpus had not skipped yet
     fixed : rows whose own thinking is kept
     replaced : rows whose response, or thinking, is generated anew
+    marks : by which thinking is found in a response
     digest : sha256 over the work, and over what the output has of the rows as they are
     path : local Parquet file of the work
     """
@@ -61,6 +70,7 @@ class GenerationPlan:
     fixed: int
     replaced: int
     notices: tuple[str, ...]
+    marks: Marks
     digest: str
     path: Path
 
@@ -91,7 +101,10 @@ def plan_generation(
         An endpoint would have to go on from thinking that the corpus has.
     """
     unit = config.batch_size if config.endpoint is None else 1
-    planning = _Planning(config, Windows(-(-_WINDOW // unit) * unit, unit), context)
+    marks = Marks(config.markers or DEFAULT_MARKERS)
+    if renderer is not None:
+        marks = Marks(renderer.markers, renderer.opens)
+    planning = _Planning(config, Windows(-(-_WINDOW // unit) * unit, unit), context, marks)
     digest = hashlib.sha256()
     window: list[Item] = []
     with pq.ParquetWriter(path, WORK, compression="zstd") as writer:
@@ -115,6 +128,7 @@ class _Planning:
     config: GenerateConfig
     windows: Windows
     context: int | None
+    marks: Marks
     rows: int = 0
     written: int = 0
     fixed: int = 0
@@ -136,7 +150,7 @@ class _Planning:
 
     def _asked(self, rows: Sequence[LocatedRow]) -> Iterator[Item]:
         for one in rows:
-            if own_thinking(one.row) is not None and not self.config.regenerate_thinking:
+            if own_thinking(one.row, self.marks) is not None and not self.config.regenerate_thinking:
                 raise ConfigError(
                     f"{one.location} has thinking, from which an endpoint cannot go on: say --regenerate-thinking, or "
                     "leave such rows out with --where"
@@ -152,7 +166,7 @@ class _Planning:
     def _rendered(self, rows: Sequence[LocatedRow], renderer: Renderer) -> Iterator[Item]:
         config, to_render = self.config, []
         for one in rows:
-            thinking = None if config.regenerate_thinking else own_thinking(one.row)
+            thinking = None if config.regenerate_thinking else own_thinking(one.row, self.marks)
             if thinking is not None and config.stop_at_thinking:
                 self.skip(SkippedRow(one.row.id, None, one.location, HAS_THINKING, "say --regenerate-thinking"))
                 continue
@@ -217,16 +231,17 @@ class _Planning:
             fixed=self.fixed,
             replaced=self.replaced,
             notices=notices,
+            marks=self.marks,
             digest=digest,
             path=path,
         )
 
 
-def own_thinking(row: CorpusRow) -> str | None:
+def own_thinking(row: CorpusRow, marks: Marks) -> str | None:
     """Return the thinking that a row brings along, in its column or within its response."""
     if row.thinking is not None or row.response is None:
         return row.thinking if row.thinking and row.thinking.strip() else None
-    parts = split_thinking(row.response, DEFAULT_MARKERS, is_open=False)
+    parts = split_thinking(row.response, marks.markers, is_open=marks.is_open)
     return parts[0] if parts is not None and parts[0].strip() else None
 
 

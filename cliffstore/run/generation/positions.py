@@ -8,7 +8,8 @@ follows is not known yet. So
 - where the model writes its thinking, the decision position is the token with which the whole closing mark stands
   there; distances before it (`-8..-1`, `last:N`) lie in the past by then and choose nothing. A model that thinks and
   answers at once all the same has no decision position;
-- where the prompt has thinking, or the model has none, the decision position is in the prompt.
+- where the prompt has thinking, be it the empty one that a template closes, or the model has none, the decision
+  position is in the prompt.
 
 Cost: a tokeniser call and a pass over the row's roles for each new token, only where positions other than `all` are
 asked for.
@@ -16,21 +17,21 @@ asked for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from cliffstore.corpus.markers import ThinkMarkers
-from cliffstore.plan.choices import chosen
+from cliffstore.plan.choices import ALL, GENERATED, TEMPLATE, chosen
 from cliffstore.records import SEGMENTS, Segment
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
     from cliffstore.model.generation import Prompt
     from cliffstore.model.interventions import PlacedChanges
@@ -39,6 +40,9 @@ _UNKNOWN = 1 << 40
 """A decision position that is not there yet: before it, everything is too far away."""
 _FEWEST = 2
 """Characters of a mark that tell it from other text."""
+_LONGEST_MARK = 24
+"""Tokens at the end of a prompt in which the mark that closes thinking is looked for."""
+TextOf = Callable[[list[int]], str]
 
 
 @dataclass(slots=True)
@@ -62,7 +66,12 @@ class RowRoles:
         if self.markers is not None:
             self.decision = _UNKNOWN
 
-    def read(self, token: int, text_of: Any) -> None:
+    @property
+    def is_decided(self) -> bool:
+        """Whether the decision position is there."""
+        return self.decision != _UNKNOWN
+
+    def read(self, token: int, text_of: TextOf) -> None:
         """Take one more token. `text_of` gives the text of token ids."""
         self.ids.append(token)
         text = "" if self.markers is None else text_of(self.ids)
@@ -92,10 +101,20 @@ def role_at_end(text: str, markers: ThinkMarkers, *, is_open: bool) -> Segment:
     return Segment.THINK_CLOSE if tail.startswith(rest) else Segment.RESPONSE
 
 
+def relative(choices: Sequence[str]) -> list[str]:
+    """Return the choices that mean something only where there is a decision position."""
+    absolute = {*SEGMENTS, ALL, TEMPLATE, GENERATED}
+    return [
+        choice
+        for choice in choices
+        if any(word not in absolute and not word.startswith("stride:") for word in choice.split(","))
+    ]
+
+
 @contextmanager
 def acting(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    text_of: TextOf,
     placed: Sequence[PlacedChanges],
     choices: Sequence[str],
     rows: Sequence[RowRoles],
@@ -115,9 +134,6 @@ def acting(
             yield
         return
 
-    def text_of(ids: list[int]) -> str:
-        return str(tokenizer.decode(ids, skip_special_tokens=False))
-
     def decode(ids_BT: torch.Tensor) -> Mapping[str, torch.Tensor]:
         import torch
 
@@ -131,9 +147,16 @@ def acting(
         yield
 
 
-def roles_of(prompt: Prompt, markers: ThinkMarkers | None) -> RowRoles:
-    """Return the roles of a prompt's tokens, before anything is generated."""
+def roles_of(prompt: Prompt, markers: ThinkMarkers | None, text_of: TextOf) -> RowRoles:
+    """Return the roles of a prompt's tokens, before anything is generated. `text_of` gives the text of token ids."""
     place = prompt.place
     assert place is not None
-    own = None if place.is_fixed else markers
+    own = None if place.is_fixed or _is_closed(prompt, markers, text_of) else markers
     return RowRoles(list(place.segments), place.decision, own, place.is_open)
+
+
+def _is_closed(prompt: Prompt, markers: ThinkMarkers | None, text_of: TextOf) -> bool:
+    """Return whether a prompt ends with thinking that its template has closed."""
+    if markers is None:
+        return False
+    return text_of(prompt.token_ids[-_LONGEST_MARK:].tolist()).rstrip().endswith(markers.close.strip())

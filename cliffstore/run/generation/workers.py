@@ -31,7 +31,7 @@ from cliffstore.errors import (
 from cliffstore.publish.completions import Completion
 from cliffstore.records import UnitReport
 from cliffstore.run.generation.job import PIECE, EndpointSpec, GenerationJob, ModelSpec, noise_key
-from cliffstore.run.generation.positions import acting, roles_of
+from cliffstore.run.generation.positions import RowRoles, acting, relative, roles_of
 from cliffstore.store import layout, tables
 from cliffstore.store.objects import ObjectStore
 
@@ -95,7 +95,8 @@ class ModelWorker:
         self._model = load_model(spec.source, spec.dtype, spec.device, gpus=spec.gpus, head=True)
         self._placed = self._place()
         self._own_ends = end_tokens(self._model, self._tokenizer)
-        self._stopped = False
+        self._acted: list[tuple[str, RowRoles]] = []
+        self._has_told = self._stopped = False
 
     def begin(self, job: GenerationJob) -> None:
         from cliffstore.model.generation import TextGenerator, end_of_turn
@@ -118,6 +119,7 @@ class ModelWorker:
         if self._pieces.has(unit):
             return UnitReport(unit, 0, len(self._pieces.items(unit)), 0, 0.0, self.name)
         begun, most_rows = time.monotonic(), self._generator.most_rows
+        self._acted.clear()
         try:
             items = self._pieces.items(unit)
             rows = self._rows(items)
@@ -126,9 +128,9 @@ class ModelWorker:
             raise
         except Exception as error:  # whatever a batch dies of, the others go on
             raise _failure(error, f"batch {unit}", self._job) from error
-        notices: tuple[str, ...] = ()
+        notices = self._without_effect()
         if self._generator.most_rows != most_rows:
-            notices = (f"batches of {len(items)} do not fit into memory: {self._generator.most_rows} from now on",)
+            notices += (f"batches of {len(items)} do not fit into memory: {self._generator.most_rows} from now on",)
         n_tokens = sum(row["n_tokens"] for row in rows)
         return UnitReport(unit, n_tokens, len(rows), 0, time.monotonic() - begun, self.name, notices)
 
@@ -151,7 +153,7 @@ class ModelWorker:
             for item in items
         ]
         found = self._generator.generate(prompts)
-        texts = [self._tokenizer.decode(one.token_ids, skip_special_tokens=False) for one in found]
+        texts = [self._text_of(one.token_ids.tolist()) for one in found]
         return [
             _row(item, self._answer(item, text), str(one.finish), one.n_tokens)
             for item, text, one in zip(items, texts, found, strict=True)
@@ -175,8 +177,24 @@ class ModelWorker:
     def _acting(self, prompts: Sequence[Prompt]) -> AbstractContextManager[None]:
         """Return the context in which interventions act on a batch."""
         assert self._spec.interventions is not None
-        rows = [roles_of(one, self._job.markers) for one in prompts]
-        return acting(self._model, self._tokenizer, self._placed, self._spec.interventions.choices, rows)
+        rows = [roles_of(one, self._job.markers, self._text_of) for one in prompts]
+        self._acted += zip((one.name for one in prompts), rows, strict=True)
+        return acting(self._model, self._text_of, self._placed, self._spec.interventions.choices, rows)
+
+    def _without_effect(self) -> tuple[str, ...]:
+        """Tell of the first example in which an intervention found no decision position."""
+        words = relative(self._spec.interventions.choices) if self._spec.interventions is not None else []
+        found = next((name for name, row in self._acted if not row.is_decided), None) if words else None
+        if found is None or self._has_told:
+            return ()
+        self._has_told = True
+        return (
+            f"interventions at {words[0]!r} have not acted in example {found}, and perhaps others: what the model "
+            "wrote there does not reach the end of its thinking, and so no decision position",
+        )
+
+    def _text_of(self, ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
 
     def _answer(self, item: Item, text: str) -> Answer:
         if item["fixed"]:
@@ -225,7 +243,7 @@ class EndpointWorker:
         begun = time.monotonic()
         (item,) = self._pieces.items(unit)
         completion = self._ask(item)
-        self._pieces.write(unit, [_row(item, *_answer_of(completion), completion.n_tokens)])
+        self._pieces.write(unit, [_row(item, *self._answer(completion), completion.n_tokens)])
         return UnitReport(unit, completion.n_tokens, 1, 0, time.monotonic() - begun, self.name)
 
     def stop(self) -> None:
@@ -252,6 +270,13 @@ class EndpointWorker:
             self._failures = 0
         return found
 
+    def _answer(self, completion: Completion) -> tuple[Answer, str]:
+        """Return thinking and response of what the endpoint says, and why it ended."""
+        text, finish = completion.text or "", completion.finish or "stop"
+        if completion.reasoning is not None:
+            return Answer(completion.reasoning, text or None), finish
+        return read_any_answer(text, self._job.markers), finish
+
     def _failed(self, error: CliffstoreError, item: Item) -> CliffstoreError:
         """Return the error of one request, or that of the endpoint where too many have failed in a row."""
         with self._lock:
@@ -261,13 +286,6 @@ class EndpointWorker:
             self._stop.set()
             return EndpointError(f"{self._failures} requests in a row have failed; the last: {error}")
         return _failure(error, f"example {item['name']}", self._job, final=True)
-
-
-def _answer_of(completion: Completion) -> tuple[Answer, str]:
-    """Return thinking and response of what an endpoint says, and why it ended."""
-    text = completion.text or ""
-    answer = read_any_answer(text) if completion.reasoning is None else Answer(completion.reasoning, text or None)
-    return answer, completion.finish or "stop"
 
 
 def _seed(seed: int, item: Item) -> int:

@@ -7,7 +7,7 @@
         positions: template
         keep_norm: true
       - kind: scale_heads          # or those that hold the score down most, by `cliffstore heads trace` or `ablate`
-        table: traced
+        table: traced              # of the store, or STORE/heads/NAME
         top: 32
       - kind: scale_channels       # one factor a channel
         file: scales.safetensors   # an array for each head, called L12H3
@@ -63,7 +63,9 @@ class ScaleHeadsConfig(_StepConfig):
     heads: Annotated[tuple[tuple[int, int] | tuple[int, int, ScaleFactor], ...], BeforeValidator(_pairs)] = Field(
         default=(), description="[layer, head] or [layer, head, factor], or text such as 12:3,14:0"
     )
-    table: str | None = Field(default=None, description="figures of heads in the store, in the place of a list")
+    table: str | None = Field(
+        default=None, description="figures of heads in the store, or STORE/heads/NAME, in the place of a list"
+    )
     top: int | None = Field(
         default=None, ge=1, description="how many of the table, those that hold the score down most"
     )

@@ -43,6 +43,7 @@ from cliffstore.schema import (
     model_key,
     vector_text,
 )
+from cliffstore.store import layout
 from cliffstore.store.objects import ObjectStore
 
 Notice = Callable[[str], None]
@@ -69,7 +70,7 @@ def resolve(
 
     Parameters
     ----------
-    store : whose probes may be named
+    store : whose probes and figures of heads may be named; empty where there is none
 
     Raises
     ------
@@ -174,6 +175,10 @@ class _Directions:
         """Return a vector, and where it is from in words."""
         if is_file(given):
             return read_direction(given, self._options)[0], f"file {public_name(given)}"
+        if not self._store and "/" not in given:
+            raise ConfigError(
+                f"direction {given!r}: say of which store the probe is, STORE/probes/{given}, or give a file"
+            )
         document, weights, _ = read_named_probe(given, self._store, self._options)
         if document.site == FINAL_NORM:
             self._notice(
@@ -188,12 +193,23 @@ class _Directions:
 def _heads(step: ScaleHeadsConfig, store: str, options: Mapping[str, object]) -> HeadScaling:
     chosen: Sequence[tuple[int, int] | tuple[int, int, float]] = step.heads
     if step.table is not None and step.top is not None:
-        chosen = suppressors(*read_heads(ObjectStore(store, options), step.table), step.top)
+        store, name = _table(step.table, store)
+        chosen = suppressors(*read_heads(ObjectStore(store, options), name), step.top)
     heads = [
         HeadFactors(layer=one[0], head=one[1], factors=[one[2] if len(one) == 3 else step.factor])
         for one in sorted(chosen)
     ]
     return HeadScaling(heads=heads, positions=step.positions, keep_norm=step.keep_norm)
+
+
+def _table(given: str, store: str) -> tuple[str, str]:
+    """Return the store and the name of figures of heads."""
+    head, slash, name = given.rstrip("/").rpartition("/")
+    if not slash and store:
+        return store, given
+    if not head.endswith(layout.HEADS):
+        raise ConfigError(f"table {given!r}: say of which store the figures are, STORE/{layout.HEADS}/{name}")
+    return head.removesuffix(layout.HEADS).rstrip("/") or ".", name
 
 
 def _channels(step: ScaleChannelsConfig, options: Mapping[str, object]) -> HeadScaling:

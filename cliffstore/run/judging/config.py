@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field, model_validator
 
 from cliffstore.config import StorageOptions
-from cliffstore.run.row_files import SUFFIXES
+from cliffstore.run.row_files import check_output
 from cliffstore.settings import Settings
 
 JUDGES = ("rules", "endpoint", "column:NAME")
@@ -44,6 +44,7 @@ class JudgeConfig(Settings):
     verdict: Several = Field(default=(), description="WORD=refused or WORD=answered")
     max_tokens: int = Field(default=256, ge=1, description="of one answer; longer ones are no verdict")
     concurrency: int = Field(default=8, ge=1, description="requests that the endpoint has at once")
+    timeout: float = Field(default=120.0, gt=0, allow_inf_nan=False, description="seconds for one of its answers")
     answers: str | None = Field(default=None, description="file of its answers; default: beside the output")
     storage_options: StorageOptions = Field(default_factory=dict)
 
@@ -63,8 +64,8 @@ class JudgeConfig(Settings):
             kind, colon, of = one.partition(":")
             if not (one in JUDGES[:2] or (kind == "column" and colon and of)):
                 raise ValueError(f"judge {one!r} is not known: choose from {', '.join(JUDGES)}")
-        if self.output is not None and not self.output.lower().endswith(SUFFIXES):
-            raise ValueError(f"output {self.output}: name a file that ends in {' or '.join(SUFFIXES)}")
+        if self.output is not None:
+            check_output(self.output)
         if "endpoint" in self.judges:
             if self.endpoint is None:
                 raise ValueError("judge endpoint asks a model: say where it is with --endpoint")
@@ -73,7 +74,8 @@ class JudgeConfig(Settings):
         elif self.endpoint is not None:
             raise ValueError("an endpoint is given, and no judge that asks it: say --judge endpoint too")
         else:
-            self._refuse("endpoint", "model", "template", "pattern", "verdict", "max_tokens", "concurrency", "answers")
+            self._refuse("endpoint", "model", "template", "pattern", "verdict", "max_tokens", "concurrency",
+                         "timeout", "answers")  # fmt: skip
         if "rules" not in self.judges:
             self._refuse("rules", "rules")
         if (self.pattern is None) != (not self.verdict):

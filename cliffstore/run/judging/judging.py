@@ -168,7 +168,7 @@ def _judge(kind: str, config: JudgeConfig) -> Judge:
     folder, _, name = (config.answers or f"{config.output}.answers.jsonl").rpartition("/")
     book = AnswerBook(ObjectStore(folder or ".", config.storage_options if "://" in folder else {}), name)
     return EndpointJudge(
-        endpoint=Endpoint.check(config.endpoint, config.model),
+        endpoint=Endpoint.check(config.endpoint, config.model, timeout=config.timeout),
         book=book,
         template=template,
         reading=Reading.check(config.pattern or PATTERN, verdicts),
@@ -214,6 +214,7 @@ class _Tally:
             raise ConfigError(f"two judges are called {self._names[0]!r}: say each once")
         self._judged: list[list[Judged]] = [[] for _ in judges]
         self._labels: dict[str, None] = {}
+        self._undecided: dict[str, str] = {}
 
     def add(self, rows: Sequence[Row], verdicts: Sequence[Sequence[Verdict]]) -> None:
         config = self._config
@@ -223,9 +224,11 @@ class _Tally:
                 self._labels[label] = None
             group = None if config.group_by is None else _text(row.get(config.group_by))
             missing = _is_missing(row)
-            for judged, given in zip(self._judged, verdicts, strict=True):
+            for name, judged, given in zip(self._names, self._judged, verdicts, strict=True):
                 why = None if given[n].refused is not None else MISSING if missing else UNDECIDED
                 judged.append(Judged(given[n].refused, self._is_harmful(label), group, why))
+                if why == UNDECIDED:
+                    self._undecided.setdefault(name, f"{row['id']}, {given[n].reason}")
 
     def _is_harmful(self, label: str | None) -> bool | None:
         if label is None or label == self._config.harmful_value:
@@ -248,7 +251,10 @@ class _Tally:
         ]
         for one in rates:
             if one.group is None and one.undecided:
-                notice(f"{one.undecided} responses have no verdict of {one.judge}: see the column reason")
+                notice(
+                    f"{one.undecided} responses have no verdict of {one.judge}, see the column reason; the first: "
+                    f"{self._undecided[one.judge]}"
+                )
         missing = rates[0].missing
         if missing:
             notice(f"{missing} of {len(self._judged[0])} rows have no response and are not judged")
