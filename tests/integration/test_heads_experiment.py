@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from commands import ok, run_cli
 from integration.conftest import Built
@@ -14,8 +15,11 @@ from quick import quick_runs
 from told import Told
 
 from cliffstore import Store
+from cliffstore.errors import ConfigError, ExtractionError
+from cliffstore.model.forced import ForcedFigures
 from cliffstore.model.planted.model import Planted, PlantSettings, plant
 from cliffstore.run.experiment import model as experiment_model
+from cliffstore.run.experiment.conditions import negative_heads
 from cliffstore.run.experiment.settings import ExperimentReport
 from cliffstore.run.heads.results import write_heads
 from cliffstore.run.stages import extract
@@ -149,6 +153,14 @@ def test_a_run_that_was_cut_off_goes_on_and_ends_alike(case: Case, tmp_path: Pat
     assert (place.store / "experiments" / "refusal-experiment.parquet").read_bytes() == table
 
 
+def test_nan_names_the_example(case: Case, tmp_path: Path, monkeypatch) -> None:
+    place = Case(case.planted, case.folder, Path(shutil.copytree(case.store, tmp_path / "store")))
+    nothing = ForcedFigures(float("nan"), 0.0, 0.0, 0)
+    monkeypatch.setattr(experiment_model.ForcedPasses, "figures", lambda _self, lines, *_more: [nothing] * len(lines))
+    with pytest.raises(ExtractionError, match="NaN or Inf before the answer in example 'planted-"):
+        place.run(random=0)
+
+
 def test_heads_of_a_wrong_trace_change_nothing(case: Case, tmp_path: Path) -> None:
     """What `_holds` asserts fails where other heads than the planted ones are switched off."""
     place = Case(case.planted, case.folder, Path(shutil.copytree(case.store, tmp_path / "store")))
@@ -209,6 +221,20 @@ def test_mistakes_are_one_line_and_nothing_is_written(case: Case) -> None:
         errors = [line for line in result.stderr.strip().splitlines() if line.startswith("error")]
         assert len(errors) <= 1
     assert not ObjectStore(str(case.store)).list("experiments")
+
+
+def test_heads_are_those_of_a_trace_at_the_decision() -> None:
+    """Not at its last distance, which may lie in the answer."""
+    columns = {
+        "layer": [0, 1, 0, 1, 0],
+        "head": [0, 0, 0, 0, 0],
+        "n": [2, 2, 2, 2, 4],
+        "mean": [-1.0, 2.0, 3.0, -4.0, 0.4],
+    }
+    table = pa.table({**columns, "to_decision": [0, 0, 1, 1, 0]})
+    assert negative_heads("named", table) == ((0, 0),)
+    with pytest.raises(ConfigError, match="'named' has no figures at the decision"):
+        negative_heads("named", table.slice(2, 2))
 
 
 def test_a_model_that_does_not_think_regenerates_nothing(built: Built, tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ from cliffstore.run.heads.prompts import (
     Ablated,
     Chosen,
     check_lengths,
+    check_size,
     check_unchanged,
     choose_examples,
     id_of,
@@ -56,6 +57,8 @@ TOKENS = {"cpu": 2_048, "accelerator": 16_384}
 """Positions of all lines of a pass."""
 _CHECKED = 4
 """Choices of heads that are compared with whole forward passes."""
+_CHECKED_PROMPTS = 2
+"""Prompts that they are compared on, where prompts go together: what branches off a stem is compared, too."""
 _TOLERANCE = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 6e-2}
 """Largest difference to whole passes, of the largest score or effect among those compared."""
 
@@ -86,6 +89,8 @@ class AblateSettings:
             raise ConfigError(f"ablation {self.ablation!r}: choose zero or mean")
         if self.heads is not None and self.shortlist is not None:
             raise ConfigError("heads and shortlist both say which heads: give one of them")
+        if self.trace is not None and self.shortlist is None:
+            raise ConfigError(f"trace {self.trace!r} says where a shortlist is from: give the shortlist, too")
         if not 0 < self.level < 1:
             raise ConfigError(f"level {self.level}: say a share between 0 and 1, such as 0.95")
         if min(self.resamples, self.controls) < 0 or (self.shortlist is not None and self.shortlist < 1):
@@ -127,12 +132,13 @@ def ablate_heads(catalog: Catalog, settings: AblateSettings, origins: Origins, r
     wish = Wish(settings.heads, settings.shortlist, settings.trace, settings.controls, settings.seed)
     choices = choose_heads(reader.objects, probe, wish, reporter.notice)
     chosen = choose_examples(catalog, settings.where, settings.group_by)
+    check_size((len(choices.all) + 1) * len(chosen.groups), settings.resamples)
     source = source_of_probe(probe, origins, reporter)
     begun = time.monotonic()
     model = _load(reader, probe, weights, source, origins)
-    check_lengths(catalog, chosen, model.whole_below)
-    prompts = _prompts(reader, chosen, settings.positions)
-    _check(model, next(prompts)[1], choices.all, probe.dtype, reporter)
+    check_lengths(catalog, chosen.examples_E.tolist(), model.whole_below)
+    _, first = next(_batches(model, _prompts(reader, chosen, settings.positions)))
+    _check(model, first[:_CHECKED_PROMPTS], choices.all, probe.dtype, reporter)
     reporter.stage(
         f"heads: {len(choices.all):,} choices of heads, {settings.ablation} at {settings.positions} positions, "
         f"{len(chosen.examples_E):,} examples"
@@ -240,18 +246,20 @@ def _batches(
         yield np.array(ordinals, dtype=np.int64), batch
 
 
-def _check(model: Knockouts, prompt: Prompt, choices: Sequence[Heads], dtype: str, reporter: Reporter) -> None:
-    """Compare some choices on one prompt with whole passes; leave sharing, with a notice, where they disagree."""
+def _check(
+    model: Knockouts, prompts: Sequence[Prompt], choices: Sequence[Heads], dtype: str, reporter: Reporter
+) -> None:
+    """Compare some choices on prompts with whole passes; leave sharing, with a notice, where they disagree."""
     if not model.shared:
         reporter.notice("the model does not let its attention be replaced: every head takes whole forward passes")
         return
     some = [choices[at] for at in np.unique(np.linspace(0, len(choices) - 1, _CHECKED).astype(int))]
     try:
-        found = np.stack(model.scores([prompt], some))
+        found = np.stack(model.scores(prompts, some))
     except Exception as failure:  # noqa: BLE001  # whatever a model does not take, whole passes are the way out
         reason = " ".join([type(failure).__name__, *str(failure).splitlines()[:1]])[:200]
         found = None
-    expected = np.stack(model.by_whole_passes([prompt], some))
+    expected = np.stack(model.by_whole_passes(prompts, some))
     if found is not None:
         difference = float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1.0))
         if difference <= _TOLERANCE[dtype]:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from cliffstore.errors import ConfigError, ProbeError
@@ -63,7 +64,7 @@ def choose_heads(objects: ObjectStore, probe: ProbeDocument, wish: Wish, notice:
         raise ProbeError("a probe on resid_pre of layer 0 reads embeddings, before any head")
     if wish.heads is None and wish.shortlist is None:
         return Choices(every, None, (), True, n_heads)
-    listed = _from_trace(objects, probe, wish) if wish.heads is None else results.parse_heads(wish.heads)
+    listed = _from_trace(objects, probe, wish, notice) if wish.heads is None else results.parse_heads(wish.heads)
     wrong = [head for head in listed if head not in every]
     if wrong:
         raise ConfigError(
@@ -84,7 +85,7 @@ def choose_heads(objects: ObjectStore, probe: ProbeDocument, wish: Wish, notice:
     return Choices(tuple(listed), whole, controls, False, n_heads)
 
 
-def _from_trace(objects: ObjectStore, probe: ProbeDocument, wish: Wish) -> list[Head]:
+def _from_trace(objects: ObjectStore, probe: ProbeDocument, wish: Wish, notice: Callable[[str], None]) -> list[Head]:
     """Return the heads with the most negative shares of a trace at the decision."""
     assert wish.shortlist is not None
     document, table = results.read_heads(objects, wish.trace or results.usual_name(probe.name, "direct"))
@@ -95,14 +96,29 @@ def _from_trace(objects: ObjectStore, probe: ProbeDocument, wish: Wish) -> list[
             f"trace {document.name!r} is of probe {probe.name!r} as it was before it was made anew: trace again with "
             "`cliffstore heads trace --replace`"
         )
+    sums = shares_at_decision(document.name, table)
+    listed = sorted(sums, key=lambda head: (sums[head], head))[: wish.shortlist]
+    if other := sum(sums[head] >= 0 for head in listed):
+        notice(f"{other} of {len(listed)} heads of the shortlist have no negative share in trace {document.name!r}")
+    return listed
+
+
+def shares_at_decision(trace: str, table: pa.Table) -> dict[Head, float]:
+    """Return the share of each head in a trace at the decision, summed over its examples.
+
+    Raises
+    ------
+    ConfigError
+        It has no figures there.
+    """
     table = table.filter(pc.equal(table["to_decision"], 0))
     if not table.num_rows:
-        raise ConfigError(f"trace {document.name!r} has no figures at the decision: trace there, or name another")
+        raise ConfigError(f"trace {trace!r} has no figures at the decision: trace there, or name another")
     sums: dict[Head, float] = {}
     for row in table.select(["layer", "head", "n", "mean"]).to_pylist():
         head = (row["layer"], row["head"])
         sums[head] = sums.get(head, 0.0) + row["n"] * row["mean"]
-    return sorted(sums, key=lambda head: (sums[head], head))[: wish.shortlist]
+    return sums
 
 
 def random_sets(heads: Heads, n_heads: int, n: int, seed: int) -> tuple[Heads, ...]:

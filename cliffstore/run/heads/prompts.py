@@ -24,6 +24,8 @@ from cliffstore.store.reader import StoreReader
 
 Ablated = Literal["template", "all", "decision"]
 ABLATED: tuple[Ablated, ...] = ("template", "all", "decision")
+MOST_RESAMPLED = 250_000_000
+"""Resamples times figures that are held at once: 2 GB twice."""
 _TEMPLATE = (Segment.HEADER, Segment.THINK_OPEN, Segment.THINK_CLOSE)
 
 
@@ -82,13 +84,22 @@ def check_unchanged(probe: ProbeDocument) -> None:
         )
 
 
-def check_lengths(catalog: Catalog, chosen: Chosen, limit: int | None) -> None:
+def check_size(n_figures: int, resamples: int) -> None:
+    """Raise `ConfigError` where figures of all groups are more than can be resampled in memory."""
+    if max(resamples, 1) * n_figures > MOST_RESAMPLED:
+        raise ConfigError(
+            f"{n_figures:,} figures with {resamples:,} resamples are more than {MOST_RESAMPLED:,} numbers to hold: "
+            "choose fewer --resamples, or fewer figures with --positions, --heads or a coarser --group-by"
+        )
+
+
+def check_lengths(catalog: Catalog, examples: Sequence[int], limit: int | None) -> None:
     """Raise `ConfigError` where an example is longer than positions mean the same in; see `length_dependent_above`."""
     if limit is None:
         return
     longer = catalog.arrow(
         "SELECT id FROM examples WHERE list_contains($1, example) AND n_tokens > $2 ORDER BY example",
-        [chosen.examples_E.tolist(), limit],
+        [list(examples), limit],
     )
     if longer.num_rows:
         raise ConfigError(
