@@ -35,7 +35,9 @@ _ABLATE = """How a probe's score at the decision changes when heads are switched
 The mean is score with the head ablated minus score as it is: a head that holds refusal down has a positive one. By
 default every head up to the probe's layer, one at a time, at the template's tokens between thinking and answer; what
 comes before is computed once a prompt. A shortlist is measured head by head, as a set, and beside random sets of as
-many heads in the same layers. A run that is interrupted is begun again.
+many heads in the same layers.
+
+Run the same command again to go on after a crash or an interrupt.
 """
 _SHOW = "Show what was measured of heads: a map of layers and heads, and the largest figures."
 _COLUMNS = ("heads", "to_decision", "group", "n", "mean", "low", "high", "control_mean", "control_low", "control_high")
@@ -121,6 +123,8 @@ def ablate(
     model: Model = None,
     adapter: Adapter = None,
     device: Device = "auto",
+    executor: Annotated[str, typer.Option(help="Where heads are switched off: auto, local, ray.")] = "auto",
+    actors: Annotated[int | None, typer.Option(help="Ray actors. Default: one a GPU, else one a node.")] = None,
     resamples: Resamples = 1_000,
     level: Level = 0.95,
     seed: Seed = 0,
@@ -143,6 +147,8 @@ def ablate(
             model=model,
             adapter=adapter,
             device=device,
+            executor=executor,  # type: ignore[arg-type]
+            actors=actors,
             resamples=resamples,
             level=level,
             seed=seed,

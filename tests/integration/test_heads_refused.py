@@ -159,7 +159,7 @@ def test_nan_names_example_and_layer(twins: Twins, monkeypatch: pytest.MonkeyPat
         model.layers[2].mlp.register_forward_hook(break_block)
         return model
 
-    monkeypatch.setattr("cliffstore.run.heads.ablate.load_model", poisoned)
+    monkeypatch.setattr("cliffstore.run.heads.knocking.load_model", poisoned)
     monkeypatch.setattr("cliffstore.extract.runner.load_model", poisoned)
     told = _refusal(twins, ExtractionError, "main", heads="2:1", controls=0)
     assert f"NaN or Inf at layer 2 in example {name!r}" in told

@@ -6,8 +6,6 @@ whose share is not negative. Random sets have as many heads in each layer, of ot
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 
 import pyarrow as pa
@@ -90,8 +88,3 @@ def interventions_of(condition: Condition, settings: ExperimentSettings) -> Inte
     heads = [HeadFactors(layer=layer, head=head, factors=[settings.scale]) for layer, head in sorted(condition.heads)]
     step = HeadScaling(heads=heads, positions=parse_choice(settings.positions), keep_norm=settings.keep_norm)
     return Interventions.of([step])
-
-
-def digest_of(facts: object) -> str:
-    """Return sha256 over values that JSON has."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=list).encode()).hexdigest()

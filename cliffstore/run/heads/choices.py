@@ -47,6 +47,11 @@ class Wish:
     seed: int
 
 
+def layers_before(probe: ProbeDocument) -> range:
+    """Return the layers whose heads can change what a probe reads."""
+    return range(probe.layer + (probe.site != RESID_PRE))
+
+
 def choose_heads(objects: ObjectStore, probe: ProbeDocument, wish: Wish, notice: Callable[[str], None]) -> Choices:
     """Return what is to be measured.
 
@@ -57,7 +62,7 @@ def choose_heads(objects: ObjectStore, probe: ProbeDocument, wish: Wish, notice:
     """
     if probe.site == Z:
         raise ProbeError("a probe on z reads the heads themselves: switching one off says no more than its weights")
-    layers = range(probe.layer + (probe.site != RESID_PRE))
+    layers = layers_before(probe)
     n_heads = probe.model.n_heads
     every = tuple((layer, head) for layer in layers for head in range(n_heads))
     if not every:

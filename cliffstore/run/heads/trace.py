@@ -180,7 +180,7 @@ def _add_units(
     """Add the examples of every unit to the means of their groups; return how many had something to add."""
     counted = without = 0
     reporter.begin("heads", len(chosen.examples_E))
-    for examples in read_units(reader, chosen):
+    for _, examples in read_units(reader, chosen):
         values_EPF = tracer.figures(examples)
         ordinals_E = np.array([one.example for one in examples], dtype=np.int64)
         there_E = ~np.isnan(values_EPF).all(axis=(1, 2))
