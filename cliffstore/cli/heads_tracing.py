@@ -123,7 +123,9 @@ def ablate(
     model: Model = None,
     adapter: Adapter = None,
     device: Device = "auto",
-    executor: Annotated[str, typer.Option(help="Where heads are switched off: auto, local, ray.")] = "auto",
+    executor: Annotated[
+        str, typer.Option(help="auto, local, ray. auto is ray where RAY_ADDRESS is set, or with several GPUs.")
+    ] = "auto",
     actors: Annotated[int | None, typer.Option(help="Ray actors. Default: one a GPU, else one a node.")] = None,
     resamples: Resamples = 1_000,
     level: Level = 0.95,

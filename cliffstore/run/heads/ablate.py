@@ -22,7 +22,7 @@ import numpy as np
 
 from cliffstore import __version__
 from cliffstore.analyze.example_means import ExampleMeans, Means
-from cliffstore.errors import ConfigError, ExtractionError, InterruptedRunError
+from cliffstore.errors import ConfigError, ExtractionError, InterruptedRunError, StoreError
 from cliffstore.model.knockout_hooks import Heads
 from cliffstore.model.undisturbed import fit_together
 from cliffstore.run.executor import Executor, UnitOutcome
@@ -191,7 +191,10 @@ def ablate_heads(catalog: Catalog, settings: AblateSettings, origins: Origins, r
             "cliffstore_version": __version__,
         },
     )
-    clear_pieces(reader.objects, settings.name)
+    try:
+        clear_pieces(reader.objects, settings.name)
+    except StoreError as error:  # of one who may not remove anything: the result is there all the same
+        reporter.notice(f"pieces of {settings.name!r} are no longer needed, and cannot be removed: {error}")
     set_effect, control_effects = set_figures(finished, choices)
     return AblateReport(
         name=settings.name,
