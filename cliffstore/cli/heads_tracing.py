@@ -35,7 +35,9 @@ _ABLATE = """How a probe's score at the decision changes when heads are switched
 The mean is score with the head ablated minus score as it is: a head that holds refusal down has a positive one. By
 default every head up to the probe's layer, one at a time, at the template's tokens between thinking and answer; what
 comes before is computed once a prompt. A shortlist is measured head by head, as a set, and beside random sets of as
-many heads in the same layers. A run that is interrupted is begun again.
+many heads in the same layers.
+
+Run the same command again to go on after a crash or an interrupt.
 """
 _SHOW = "Show what was measured of heads: a map of layers and heads, and the largest figures."
 _COLUMNS = ("heads", "to_decision", "group", "n", "mean", "low", "high", "control_mean", "control_low", "control_high")
@@ -120,6 +122,10 @@ def ablate(
     model: Model = None,
     adapter: Adapter = None,
     device: Device = "auto",
+    executor: Annotated[
+        str, typer.Option(help="auto, local, ray. auto is ray where RAY_ADDRESS is set, or with several GPUs.")
+    ] = "auto",
+    actors: Annotated[int | None, typer.Option(help="Ray actors. Default: one a GPU, else one a node.")] = None,
     resamples: Resamples = 1_000,
     level: Level = 0.95,
     seed: Seed = 0,
@@ -142,6 +148,8 @@ def ablate(
             model=model,
             adapter=adapter,
             device=device,
+            executor=executor,  # type: ignore[arg-type]
+            actors=actors,
             resamples=resamples,
             level=level,
             seed=seed,
@@ -181,7 +189,7 @@ def _print(store: Store, name: str, facts: dict[str, object], top: int, *, json:
     if json:
         print_json({**facts, "figures": rows})
         return
-    print_lines({key: value for key, value in facts.items() if value not in (None, (), [])})
+    print_lines({key: _listed(value) for key, value in facts.items() if value not in (None, (), [])})
     at_last = []
     for group in dict.fromkeys(row["group"] for row in rows):
         mine = [row for row in rows if row["group"] == group]
@@ -195,6 +203,11 @@ def _print(store: Store, name: str, facts: dict[str, object], top: int, *, json:
     _print_largest(largest_first(at_last, top))
     if document.frozen:
         print(f"\nFrozen at each token's own scale: {', '.join(document.frozen)}.")
+
+
+def _listed(value: object) -> object:
+    """Return what a list holds, with commas."""
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
 
 
 def _title(document: HeadsDocument, group: str | None, distance: int) -> str:

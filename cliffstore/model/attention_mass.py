@@ -23,7 +23,7 @@ from cliffstore.model import attention
 from cliffstore.model.attention import PassAttention, attend, attending
 from cliffstore.model.attention_rows import AllReadError, Head, Line, LineMass, RowReader
 from cliffstore.model.sites import locate
-from cliffstore.model.traits import windows_of
+from cliffstore.model.traits import length_dependent_above, windows_of
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +42,10 @@ class AttentionMass:
     model : without LM head, in evaluation mode; blocks above the highest chosen head are dropped
     heads : the order of H
     n_layers, n_heads : of the whole model
+
+    Attributes
+    ----------
+    whole_below : the longest example that may be cut, and go beside others; None for any
 
     Raises
     ------
@@ -62,6 +66,7 @@ class AttentionMass:
         self._model = model
         self._n_blocks = max(layer for layer, _ in heads) + 1
         locate(model, n_layers).keep_blocks(self._n_blocks)
+        self.whole_below = length_dependent_above(model.config)
         self._loaded_with = str(model.config._attn_implementation)
         if not _install(model):
             attention.uninstall(model, self._loaded_with)

@@ -43,7 +43,7 @@ from cliffstore.model.knockout_hooks import Heads, Means, ReadError, ablating, f
 from cliffstore.model.sites import hook_points, locate
 from cliffstore.model.tracing import stream_of
 from cliffstore.model.traits import length_dependent_above
-from cliffstore.model.undisturbed import Prompt, Undisturbed, hold, rows_of, stem_of
+from cliffstore.model.undisturbed import Prompt, Undisturbed, fit_together, hold, rows_of
 from cliffstore.records import FINAL_NORM, RESID_PRE, Z
 from cliffstore.schema import ArrayIdentity, ModelIdentity
 
@@ -51,8 +51,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-_LINES = 4
-"""Choices of heads that a pass has room for where several prompts share its lines."""
+_FEWEST_TOKENS = 64
 _SCORES_BYTES = 128 << 20
 """Of attention's scores in one block: what limits the lines of a pass beside its positions."""
 
@@ -70,6 +69,7 @@ class Knockouts:
     Attributes
     ----------
     layers : whose heads can change the score
+    tokens : positions of all lines of a pass; `halve` makes them fewer
     shared : whether lines are made from what is held; `leave_sharing` says no
     whole_below : the longest example that may be run in part; None for any
 
@@ -91,7 +91,7 @@ class Knockouts:
     ) -> None:
         import torch
 
-        self._model, self._tokens, self._b = model, tokens, b
+        self._model, self.tokens, self._b = model, tokens, b
         self._n_heads = identity.n_heads
         self._with_plain = int(model.dtype != torch.float32)
         sites = locate(model, identity.n_layers)
@@ -118,14 +118,15 @@ class Knockouts:
         self.shared = False
 
     def fit_together(self, prompts: Sequence[Prompt]) -> bool:
-        """Return whether prompts may share the lines of a pass: all of their positions are ablated, and few enough."""
-        if len(prompts) == 1:
-            return True
-        if not self.shared or any(prompt.first for prompt in prompts):
+        """Return whether prompts may share the lines of a pass."""
+        return len(prompts) == 1 or (self.shared and fit_together(prompts, self.tokens))
+
+    def halve(self) -> bool:
+        """Make passes of half as many positions from now on. Return whether they can be smaller."""
+        if self.tokens <= _FEWEST_TOKENS:
             return False
-        stem = stem_of(prompts)
-        n_nodes = stem + sum(len(prompt.token_ids_T) - stem for prompt in prompts)
-        return stem > 0 and n_nodes <= self._tokens // _LINES
+        self.tokens //= 2
+        return True
 
     def scores(
         self, prompts: Sequence[Prompt], choices: Sequence[Heads], means: Means | None = None
@@ -189,7 +190,7 @@ class Knockouts:
     def _parts(self, order: Sequence[int], held: Undisturbed, n_tokens: int) -> Iterator[list[int]]:
         """Cut choices, sorted by where they begin, into those of one pass."""
         n_new = held.n_new
-        lines = self._tokens // n_new
+        lines = self.tokens // n_new
         if held.bounds is None:
             lines = min(lines, _SCORES_BYTES // (self._n_heads * n_new * n_tokens * 4))
         lines = max(lines - self._with_plain, 1)
@@ -265,7 +266,7 @@ class Knockouts:
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         scored_V, plain_V = np.zeros((2, len(choices)))
         n_tokens = len(prompt.token_ids_T)
-        lines = max(self._tokens // n_tokens - 1, 1)
+        lines = max(self.tokens // n_tokens - 1, 1)
         for start in range(0, len(choices), lines):
             part = choices[start : start + lines]
             token_ids_BT = np.broadcast_to(prompt.token_ids_T, (len(part) + 1, n_tokens))

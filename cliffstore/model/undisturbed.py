@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from cliffstore.model.attention import KeysValues
 
+_LINES = 4
+"""Choices of heads that a pass has room for where several prompts share its lines."""
 Given = tuple[tuple[object, ...], dict[str, object]]
 """What a block is given beside the stream, by place and by name."""
 
@@ -37,6 +39,11 @@ class Prompt:
 
     token_ids_T: npt.NDArray[np.int64]
     first: int
+
+    @property
+    def n_ablated(self) -> int:
+        """K."""
+        return len(self.token_ids_T) - self.first
 
 
 @dataclass(slots=True)
@@ -75,6 +82,17 @@ def stem_of(prompts: Sequence[Prompt]) -> int:
     equal_MS = np.stack([prompt.token_ids_T[:shortest] == first_S for prompt in prompts])
     differs = np.flatnonzero(~equal_MS.all(axis=0))
     return int(differs[0]) if len(differs) else shortest
+
+
+def fit_together(prompts: Sequence[Prompt], tokens: int) -> bool:
+    """Return whether prompts may share the lines of a pass of so many positions: all of theirs are ablated, and few."""
+    if len(prompts) == 1:
+        return True
+    if any(prompt.first for prompt in prompts):
+        return False
+    stem = stem_of(prompts)
+    n_nodes = stem + sum(len(prompt.token_ids_T) - stem for prompt in prompts)
+    return stem > 0 and n_nodes <= tokens // _LINES
 
 
 def hold(

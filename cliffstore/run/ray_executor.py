@@ -107,6 +107,8 @@ class RayExecutor(Generic[J]):
         pool = RayPool(
             self._actors[0], self._actor, self._wanted, ray.put(job), done, on_notice, record, in_flight=self._in_flight
         )
+        for actor in self._actors[1:]:
+            pool.adopt(actor)  # of the job before
         try:
             pool.run(units)
         except KeyboardInterrupt:

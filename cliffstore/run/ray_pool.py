@@ -112,6 +112,10 @@ class RayPool:
         """Actors that are there or on their way."""
         return [member.actor for member in self._members]
 
+    def adopt(self, actor: Actor) -> None:
+        """Take in one more actor that is there already."""
+        self._begin(actor)
+
     def run(self, units: Sequence[int]) -> None:
         """Run units until each has an outcome.
 

@@ -44,6 +44,7 @@ KINDS: dict[str, str] = {
     "cliffs_table": r"cliffs/[^/]+\.parquet",
     "heads": r"heads/[^/]+\.json",
     "heads_table": r"heads/[^/]+\.parquet",
+    "heads_piece": r"heads/[^/]+/[0-9a-f]+\.piece",
     "experiment": r"experiments/[^/]+\.json",
     "experiment_table": r"experiments/[^/]+\.parquet",
     "experiment_piece": r"experiments/[^/]+/[0-9a-f]+\.piece",
@@ -165,6 +166,15 @@ def heads_table(name: str) -> str:
 
 def heads_document(name: str) -> str:
     return f"{HEADS}/{name}.json"
+
+
+def heads_pieces(name: str) -> str:
+    return f"{HEADS}/{name}"
+
+
+def heads_piece(name: str, digest: str) -> str:
+    """Return the key of a part of what is measured of heads, as Parquet; the suffix keeps it out of the view."""
+    return f"{HEADS}/{name}/{digest}.piece"
 
 
 def experiment_table(name: str) -> str:

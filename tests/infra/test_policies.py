@@ -130,13 +130,19 @@ KEYS = {
     "scores": layout.scores_table("refusal", 7),
     "cliffs": layout.cliffs_document("refusal"),
     "cliffs_table": layout.cliffs_table("refusal"),
+    "heads": layout.heads_document("effects"),
+    "heads_table": layout.heads_table("effects"),
+    "heads_piece": layout.heads_piece("effects", "0f"),
+    "experiment": layout.experiment_document("off"),
+    "experiment_table": layout.experiment_table("off"),
+    "experiment_piece": layout.experiment_piece("off", "0f"),
     "selection": layout.selection_document("worst"),
     "selection_table": layout.selection_table("worst"),
 }
 """One key of each kind of object that there is."""
 
 
-def test_a_writer_may_remove_errors_of_units_and_nothing_else() -> None:
+def test_a_writer_may_remove_errors_of_units_and_pieces_of_heads_and_nothing_else() -> None:
     (statement,) = (one for one in read_policy("writer")["Statement"] if "s3:DeleteObject" in one["Action"])
     patterns = [re.compile(re.escape(one).replace(r"\*", ".*")) for one in statement["Resource"]]
 
@@ -144,7 +150,7 @@ def test_a_writer_may_remove_errors_of_units_and_nothing_else() -> None:
         return any(pattern.fullmatch(f"arn:aws:s3:::bucket/some/store/{key}") for pattern in patterns)
 
     assert all(layout.kind_of(key) == kind for kind, key in KEYS.items())
-    assert {kind for kind, key in KEYS.items() if is_removable(key)} == {"unit_error"}
+    assert {kind for kind, key in KEYS.items() if is_removable(key)} == {"unit_error", "heads_piece"}
     assert is_removable(layout.unit_error(layout.score_errors("refusal"), 7))
     assert not any(is_removable(layout.copy_of(key)) for kind, key in KEYS.items() if kind in layout.COPIED)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from commands import ok, run_cli
 from integration.conftest import Built
@@ -16,8 +17,11 @@ from transformers import AutoTokenizer
 
 from cliffstore import Store
 from cliffstore.cli.heads_experiment import _cell
+from cliffstore.errors import ConfigError, ExtractionError
+from cliffstore.model.forced import ForcedFigures
 from cliffstore.model.planted.model import Planted, PlantSettings, plant
 from cliffstore.run.experiment import model as experiment_model
+from cliffstore.run.experiment.conditions import negative_heads
 from cliffstore.run.experiment.examples import read_lines, with_text
 from cliffstore.run.experiment.settings import ExperimentReport
 from cliffstore.run.heads.results import write_heads
@@ -161,6 +165,14 @@ def test_answers_that_thinking_has_cut_short_are_not_judged(case: Case, tmp_path
     assert not {("harmful", "refused"), ("benign", "refused")} & measured
 
 
+def test_nan_names_the_example(case: Case, tmp_path: Path, monkeypatch) -> None:
+    place = Case(case.planted, case.folder, Path(shutil.copytree(case.store, tmp_path / "store")))
+    nothing = ForcedFigures(float("nan"), 0.0, 0.0, 0)
+    monkeypatch.setattr(experiment_model.ForcedPasses, "figures", lambda _self, lines, *_more: [nothing] * len(lines))
+    with pytest.raises(ExtractionError, match="NaN or Inf before the answer in example 'planted-"):
+        place.run(random=0)
+
+
 def test_heads_of_a_wrong_trace_change_nothing(case: Case, tmp_path: Path) -> None:
     """What `_holds` asserts fails where other heads than the planted ones are switched off."""
     place = Case(case.planted, case.folder, Path(shutil.copytree(case.store, tmp_path / "store")))
@@ -252,6 +264,20 @@ def test_lines_are_the_tokens_of_the_plan_and_texts_those_of_a_column(built: Bui
     assert [tokenizer.decode(line.answer_N) for line in texts] == [topic for (topic,) in topics]
     assert [line.has_thinking for line in lines] == [bool(len(line.answer_N)) for line in lines]
     assert {line.has_thinking for line in lines} == {True, False}
+
+
+def test_heads_are_those_of_a_trace_at_the_decision() -> None:
+    """Not at its last distance, which may lie in the answer."""
+    columns = {
+        "layer": [0, 1, 0, 1, 0],
+        "head": [0, 0, 0, 0, 0],
+        "n": [2, 2, 2, 2, 4],
+        "mean": [-1.0, 2.0, 3.0, -4.0, 0.4],
+    }
+    table = pa.table({**columns, "to_decision": [0, 0, 1, 1, 0]})
+    assert negative_heads("named", table) == ((0, 0),)
+    with pytest.raises(ConfigError, match="'named' has no figures at the decision"):
+        negative_heads("named", table.slice(2, 2))
 
 
 def test_a_model_that_does_not_think_regenerates_nothing(built: Built, tmp_path: Path) -> None:

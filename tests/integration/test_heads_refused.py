@@ -17,8 +17,9 @@ from told import Told
 
 from cliffstore import Store
 from cliffstore.errors import CliffstoreError, ConfigError, ExtractionError, ProbeError
-from cliffstore.model import knockout, loader
+from cliffstore.model import attention_mass, knockout, loader
 from cliffstore.model.planted.model import Planted, PlantSettings, plant
+from cliffstore.run.heads import prompts as heads_prompts
 from cliffstore.run.heads import shares as heads_shares
 from cliffstore.run.lent_probes import lend
 from cliffstore.run.stages import extract
@@ -144,6 +145,13 @@ def test_shortlists_longer_than_the_trace_and_crowded_layers_are_told(twins: Twi
     n_heads = (twins.models["main"].truth.layer + 1) * 6
     assert any(f"99 is asked for, the trace has {n_heads} heads" in one for one in told.notices)
     assert any("random sets have heads of the shortlist in them" in one for one in told.notices)
+    assert any(f"of {n_heads} heads of the shortlist have no negative share" in one for one in told.notices)
+
+
+def test_more_groups_than_can_be_resampled_are_refused(twins: Twins, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heads_prompts, "MOST_RESAMPLED", EXAMPLES * 2)
+    told = _refusal(twins, ConfigError, "main", group_by="id", heads="2:1", controls=1)
+    assert f"{EXAMPLES * 4} figures with 0 resamples are more than {EXAMPLES * 2} numbers to hold" in told
 
 
 def test_nan_names_example_and_layer(twins: Twins, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,7 +176,7 @@ def test_nan_names_example_and_layer(twins: Twins, monkeypatch: pytest.MonkeyPat
         model.layers[2].mlp.register_forward_hook(break_block)
         return model
 
-    monkeypatch.setattr("cliffstore.run.heads.ablate.load_model", poisoned)
+    monkeypatch.setattr("cliffstore.run.heads.knocking.load_model", poisoned)
     monkeypatch.setattr("cliffstore.extract.runner.load_model", poisoned)
     told = _refusal(twins, ExtractionError, "main", heads="2:1", controls=0)
     assert f"NaN or Inf at layer 2 in example {name!r}" in told
@@ -181,12 +189,14 @@ def test_nan_names_example_and_layer(twins: Twins, monkeypatch: pytest.MonkeyPat
 def test_examples_beyond_where_positions_depend_on_length_are_refused(
     twins: Twins, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (knockout, heads_shares):
+    for module in (knockout, heads_shares, attention_mass):
         monkeypatch.setattr(module, "length_dependent_above", lambda _config: 40)
     assert "positions of this model depend on the whole length" in _refusal(twins, ConfigError, "main")
     with pytest.raises(ConfigError, match="leave them out with --where 'n_tokens <= 40'"):
         _trace(twins, "main", name="longer", source="model")
     _trace(twins, "main", name="longer", source="z")  # nothing is computed again
+    with twins.open() as opened, pytest.raises(ConfigError, match="positions of this model depend on the whole length"):
+        opened.attention("1:0", model="main", models=(str(twins.folders["main"]),))
 
 
 def test_groups_that_end_early_and_odd_names_are_shown(twins: Twins) -> None:

@@ -7,12 +7,14 @@ and its processes are ended one by one, so another Ray on the machine is left al
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zarr
+from commands import ok
 from conftest import Built
 from ray_processes import end, environment, family, private_folder, run_bounded
 
@@ -41,6 +43,28 @@ def assert_same_store(built: Built, store: Path) -> None:
 def figures(report: dict[str, object]) -> dict[str, object]:
     kept = ("plan", "capture", "examples", "tokens", "rows", "units", "units_done_now", "units_failed", "bytes")
     return {name: report[name] for name in kept}
+
+
+def test_heads_are_switched_off_by_actors(built: Built, tmp_path: Path) -> None:
+    """Means of z are made by one job, effects by another, of the same actors."""
+    store = shutil.copytree(built.store, tmp_path / "store")
+    given = ["heads", "ablate", str(store), "--probe", "refusal", "--model", built.model, "--heads", "0:3,0:1",
+             "--controls", "1", "--ablation", "mean", "--resamples", "10", "--json"]  # fmt: skip
+    here = ok(*given, "--name", "here", "--executor", "local").json
+    with private_folder() as folder:
+        try:
+            command = [sys.executable, "-m", "cliffstore.cli.main", *given, "--name", "there", "--executor", "ray",
+                       "--actors", "2"]  # fmt: skip
+            done = run_bounded(command, folder, environment(folder), ROOT)
+            assert done.returncode == 0, done.stderr
+        finally:
+            end(family(None, folder))
+    there = json.loads(done.stdout)
+    assert "2 Ray actor" in there["executor"]
+    for one, other in zip(here["figures"], there["figures"], strict=True):
+        assert (one["heads"], one["n"]) == (other["heads"], other["n"])
+        assert other["mean"] == pytest.approx(one["mean"], abs=1e-4)
+    assert not list((store / "heads").rglob("*.piece"))
 
 
 def test_local_ray_equals_one_process(built: Built, tmp_path: Path) -> None:

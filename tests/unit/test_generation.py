@@ -109,7 +109,7 @@ def test_prompt_and_answer_together_stay_within_the_context(context: int | None,
     row = CorpusRow("a", "Hi", (Message("user", "Hi"),))
     header = np.full(5, SEGMENTS.index(Segment.HEADER), dtype=np.uint8)
     example = RenderedExample(row, np.arange(5, dtype=np.int32), header, 4, "c.jsonl:1")
-    assert _Planning(config, Windows(1024, 16), context)._item(example)["limit"] == limit
+    assert _Planning(config, Windows(1024, 16), context, Marks())._item(example)["limit"] == limit
 
 
 def test_whatever_shapes_the_text_is_a_setting_of_its_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,8 @@ from cliffstore.extract.job import Job, LiveProbe, Prepared, WorkerSpec
 from cliffstore.model.identity import ModelSource
 from cliffstore.records import UnitReport
 from cliffstore.run.executor import UnitOutcome
+from cliffstore.run.heads.knocking import Ability, KnockoutJob
+from cliffstore.run.heads.parts import Part
 from cliffstore.schema import (
     AdapterIdentity,
     ArrayIdentity,
@@ -102,6 +104,15 @@ JOB = Job(
     storage_options={"endpoint_url": "http://localhost:9000", "anon": False},
 )
 PROBE = LiveProbe(ProbeKey("refusal", "0", "capture-1"), "resid_post/0", ProbeWeights(np.ones(8, np.float32), 0.5))
+KNOCKOUTS = KnockoutJob(
+    store="s3://bucket/store",
+    name="effects",
+    parts=(Part(3, ((12, 13), (14,))), Part(4, ((20,),))),
+    positions="template",
+    shared=True,
+    facts={"probe": ["0"]},
+    choices=(((1, 0),), ((1, 0), (0, 1))),
+)
 REPORT = UnitReport(3, 12, 10, 160, 0.5, "host:1", ("out of memory",))
 SHAPE = CorpusShape(lengths=(3, 4), shared=(0, 2), n_nodes=5, n_padded=7)
 
@@ -119,6 +130,8 @@ def _round_trip(value: T, protocol: int) -> T:
         JOB,
         CAPTURE,
         INTERVENTIONS,
+        KNOCKOUTS,
+        Ability(2_048, shared=True, whole_below=None),
         RECEIPT,
         PassWish("tree", 512, PASSES),
         SHAPE,

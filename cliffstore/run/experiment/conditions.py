@@ -6,12 +6,9 @@ whose share is not negative. Random sets have as many heads in each layer, of ot
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from cliffstore.errors import ConfigError
 from cliffstore.plan.choices import parse_choice
@@ -26,17 +23,19 @@ from cliffstore.run.experiment.settings import (
     Heads,
     Thinking,
 )
-from cliffstore.run.heads.choices import random_sets
+from cliffstore.run.heads.choices import random_sets, shares_at_decision
 from cliffstore.schema import HeadFactors, HeadScaling, Interventions
 
 
-def negative_heads(table: pa.Table) -> tuple[Head, ...]:
-    """Return the heads whose mean share at the last distance of a trace is negative, the most negative first."""
-    table = table.filter(pc.equal(table["to_decision"], pc.max(table["to_decision"])))
-    sums: dict[Head, float] = {}
-    for row in table.select(["layer", "head", "n", "mean"]).to_pylist():
-        head = (row["layer"], row["head"])
-        sums[head] = sums.get(head, 0.0) + row["n"] * row["mean"]
+def negative_heads(trace: str, table: pa.Table) -> tuple[Head, ...]:
+    """Return the heads whose share at the decision is negative in a trace, the most negative first.
+
+    Raises
+    ------
+    ConfigError
+        It has no figures there.
+    """
+    sums = shares_at_decision(trace, table)
     return tuple(sorted((head for head in sums if sums[head] < 0), key=lambda head: (sums[head], head)))
 
 
@@ -89,8 +88,3 @@ def interventions_of(condition: Condition, settings: ExperimentSettings) -> Inte
     heads = [HeadFactors(layer=layer, head=head, factors=[settings.scale]) for layer, head in sorted(condition.heads)]
     step = HeadScaling(heads=heads, positions=parse_choice(settings.positions), keep_norm=settings.keep_norm)
     return Interventions.of([step])
-
-
-def digest_of(facts: object) -> str:
-    """Return sha256 over values that JSON has."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=list).encode()).hexdigest()

@@ -83,7 +83,7 @@ def run_experiment(
     ways = _ways_of_thinking(lines, renderer, settings, reporter)
     held = _held(objects, settings)
     document, table = _trace(catalog, probe, chosen, settings, origins, reporter, keep=held is not None)
-    negative = negative_heads(table)
+    negative = negative_heads(document.name, table)
     identity = source.identity
     conditions = conditions_of(negative, identity.n_layers, identity.n_heads, settings, reporter.notice)
     facts = facts_of(probe, source, chosen, settings, openers, lines)

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from cliffstore.corpus.answers import Answer, read_answer
 from cliffstore.corpus.markers import ThinkMarkers
-from cliffstore.errors import ConfigError
+from cliffstore.errors import ConfigError, ExtractionError
 from cliffstore.model.forced import ForcedPasses, Line
 from cliffstore.model.generation import Finish, Generated, Place, Prompt, TextGenerator, end_of_turn, end_tokens
 from cliffstore.model.interventions import PlacedChanges, place
@@ -157,6 +157,9 @@ class ExperimentModel:
                 found.append(Measured(line.example))
                 continue
             own = next(figures)
+            if not np.isfinite([own.score, own.difference]).all():
+                raise ExtractionError(f"NaN or Inf before the answer in example {line.id!r}: leave it out with "
+                                      "--harmful-where or --benign-where")  # fmt: skip
             surprise = own.surprise if own.n_answer else None
             found.append(Measured(line.example, own.score, own.difference, surprise, own.n_answer))
         return found

@@ -14,10 +14,11 @@ import pyarrow as pa
 from cliffstore import __version__
 from cliffstore.errors import DamagedStoreError, StoreError
 from cliffstore.model.identity import ModelSource
-from cliffstore.run.experiment.conditions import digest_of, for_thinking, interventions_of
+from cliffstore.run.experiment.conditions import for_thinking, interventions_of
 from cliffstore.run.experiment.examples import ChosenExamples, ExampleLine
 from cliffstore.run.experiment.settings import CHOSEN, Condition, ExperimentSettings, Thinking
 from cliffstore.run.experiment.table import PIECE, Found
+from cliffstore.run.heads.pieces import digest_of
 from cliffstore.run.heads.results import spell_heads
 from cliffstore.schema import EXPERIMENTS, ExperimentDocument, HeadsDocument, ProbeDocument
 from cliffstore.store import documents, layout, tables

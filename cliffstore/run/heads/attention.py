@@ -25,6 +25,7 @@ from cliffstore.analyze.clipping import mean_interval
 from cliffstore.analyze.places import Place, parse_places
 from cliffstore.errors import ConfigError, QueryError, StoreError
 from cliffstore.records import SEGMENTS
+from cliffstore.run.heads.prompts import check_lengths
 from cliffstore.run.origins import Origins, source_of
 from cliffstore.run.progress import Piece, Reporter
 from cliffstore.run.queries import StoreQueries
@@ -193,6 +194,7 @@ def _measure(
     measured = AttentionMass(
         load_model(source, capture.dtype, origins.device), heads, identity.n_layers, identity.n_heads
     )
+    check_lengths(catalog, examples, measured.whole_below)
     masses: list[npt.NDArray[np.float32]] = []
     shares: list[npt.NDArray[np.float32]] = []
     without = 0

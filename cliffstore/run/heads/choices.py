@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from cliffstore.errors import ConfigError, ProbeError
@@ -46,6 +47,11 @@ class Wish:
     seed: int
 
 
+def layers_before(probe: ProbeDocument) -> range:
+    """Return the layers whose heads can change what a probe reads."""
+    return range(probe.layer + (probe.site != RESID_PRE))
+
+
 def choose_heads(objects: ObjectStore, probe: ProbeDocument, wish: Wish, notice: Callable[[str], None]) -> Choices:
     """Return what is to be measured.
 
@@ -56,14 +62,14 @@ def choose_heads(objects: ObjectStore, probe: ProbeDocument, wish: Wish, notice:
     """
     if probe.site == Z:
         raise ProbeError("a probe on z reads the heads themselves: switching one off says no more than its weights")
-    layers = range(probe.layer + (probe.site != RESID_PRE))
+    layers = layers_before(probe)
     n_heads = probe.model.n_heads
     every = tuple((layer, head) for layer in layers for head in range(n_heads))
     if not every:
         raise ProbeError("a probe on resid_pre of layer 0 reads embeddings, before any head")
     if wish.heads is None and wish.shortlist is None:
         return Choices(every, None, (), True, n_heads)
-    listed = _from_trace(objects, probe, wish) if wish.heads is None else results.parse_heads(wish.heads)
+    listed = _from_trace(objects, probe, wish, notice) if wish.heads is None else results.parse_heads(wish.heads)
     wrong = [head for head in listed if head not in every]
     if wrong:
         raise ConfigError(
@@ -84,7 +90,7 @@ def choose_heads(objects: ObjectStore, probe: ProbeDocument, wish: Wish, notice:
     return Choices(tuple(listed), whole, controls, False, n_heads)
 
 
-def _from_trace(objects: ObjectStore, probe: ProbeDocument, wish: Wish) -> list[Head]:
+def _from_trace(objects: ObjectStore, probe: ProbeDocument, wish: Wish, notice: Callable[[str], None]) -> list[Head]:
     """Return the heads with the most negative shares of a trace at the decision."""
     assert wish.shortlist is not None
     document, table = results.read_heads(objects, wish.trace or results.usual_name(probe.name, "direct"))
@@ -95,14 +101,29 @@ def _from_trace(objects: ObjectStore, probe: ProbeDocument, wish: Wish) -> list[
             f"trace {document.name!r} is of probe {probe.name!r} as it was before it was made anew: trace again with "
             "`cliffstore heads trace --replace`"
         )
+    sums = shares_at_decision(document.name, table)
+    listed = sorted(sums, key=lambda head: (sums[head], head))[: wish.shortlist]
+    if other := sum(sums[head] >= 0 for head in listed):
+        notice(f"{other} of {len(listed)} heads of the shortlist have no negative share in trace {document.name!r}")
+    return listed
+
+
+def shares_at_decision(trace: str, table: pa.Table) -> dict[Head, float]:
+    """Return the share of each head in a trace at the decision, summed over its examples.
+
+    Raises
+    ------
+    ConfigError
+        It has no figures there.
+    """
     table = table.filter(pc.equal(table["to_decision"], 0))
     if not table.num_rows:
-        raise ConfigError(f"trace {document.name!r} has no figures at the decision: trace there, or name another")
+        raise ConfigError(f"trace {trace!r} has no figures at the decision: trace there, or name another")
     sums: dict[Head, float] = {}
     for row in table.select(["layer", "head", "n", "mean"]).to_pylist():
         head = (row["layer"], row["head"])
         sums[head] = sums.get(head, 0.0) + row["n"] * row["mean"]
-    return sorted(sums, key=lambda head: (sums[head], head))[: wish.shortlist]
+    return sums
 
 
 def random_sets(heads: Heads, n_heads: int, n: int, seed: int) -> tuple[Heads, ...]:

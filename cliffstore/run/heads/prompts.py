@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from cliffstore.analyze.curves import grouped_examples
 from cliffstore.errors import ConfigError, ProbeError, StoreError
+from cliffstore.model.undisturbed import Prompt
 from cliffstore.records import Segment
 from cliffstore.schema import ProbeDocument
 from cliffstore.store.catalog import Catalog
@@ -24,6 +25,8 @@ from cliffstore.store.reader import StoreReader
 
 Ablated = Literal["template", "all", "decision"]
 ABLATED: tuple[Ablated, ...] = ("template", "all", "decision")
+MOST_RESAMPLED = 250_000_000
+"""Resamples times figures that are held at once: 2 GB twice."""
 _TEMPLATE = (Segment.HEADER, Segment.THINK_OPEN, Segment.THINK_CLOSE)
 
 
@@ -63,6 +66,10 @@ class ExampleTokens:
         """The decision position."""
         return int(np.flatnonzero(self.to_decision_T == 0)[0])
 
+    def prompt(self, positions: Ablated) -> Prompt:
+        """Return the tokens up to the decision position, and which of them are ablated."""
+        return Prompt(self.token_ids_T[: self.decision + 1].astype(np.int64), self.first_ablated(positions))
+
     def first_ablated(self, positions: Ablated) -> int:
         """Return the first position that is ablated; all from there to the decision are."""
         if positions == "all":
@@ -82,13 +89,22 @@ def check_unchanged(probe: ProbeDocument) -> None:
         )
 
 
-def check_lengths(catalog: Catalog, chosen: Chosen, limit: int | None) -> None:
+def check_size(n_figures: int, resamples: int) -> None:
+    """Raise `ConfigError` where figures of all groups are more than can be resampled in memory."""
+    if max(resamples, 1) * n_figures > MOST_RESAMPLED:
+        raise ConfigError(
+            f"{n_figures:,} figures with {resamples:,} resamples are more than {MOST_RESAMPLED:,} numbers to hold: "
+            "choose fewer --resamples, or fewer figures with --positions, --heads or a coarser --group-by"
+        )
+
+
+def check_lengths(catalog: Catalog, examples: Sequence[int], limit: int | None) -> None:
     """Raise `ConfigError` where an example is longer than positions mean the same in; see `length_dependent_above`."""
     if limit is None:
         return
     longer = catalog.arrow(
         "SELECT id FROM examples WHERE list_contains($1, example) AND n_tokens > $2 ORDER BY example",
-        [chosen.examples_E.tolist(), limit],
+        [list(examples), limit],
     )
     if longer.num_rows:
         raise ConfigError(
@@ -116,28 +132,34 @@ def choose_examples(catalog: Catalog, where: str | None, group_by: str | None) -
     return chosen
 
 
-def read_units(reader: StoreReader, chosen: Chosen) -> Iterator[list[ExampleTokens]]:
-    """Yield the chosen examples of each unit, in order."""
-    columns = ["example", "token_id", "segment", "to_decision", "row"]
+def read_units(reader: StoreReader, chosen: Chosen) -> Iterator[tuple[int, list[ExampleTokens]]]:
+    """Yield number and chosen examples of each unit that has some, in order."""
     for unit in reader.plan_tables.units:
-        tokens = reader.plan_tables.tokens(unit, columns)
-        ordinals = tokens["example"].to_numpy()
-        starts = np.concatenate([[0], np.flatnonzero(np.diff(ordinals)) + 1, [len(ordinals)]])
-        wanted = np.isin(ordinals[starts[:-1]], chosen.examples_E)
-        if not wanted.any():
-            continue
-        token_ids = tokens["token_id"].to_numpy().astype(np.int32)
-        to_decision = tokens["to_decision"].to_numpy().astype(np.int64)
-        rows = tokens["row"].combine_chunks().fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
-        template = np.isin(np.array(tokens["segment"].to_pylist()), [str(one) for one in _TEMPLATE])
-        yield [
-            ExampleTokens(
-                int(ordinals[first]),
-                token_ids[first:last],
-                to_decision[first:last],
-                rows[first:last],
-                template[first:last],
-            )
-            for (first, last), is_wanted in zip(pairwise(starts), wanted, strict=True)
-            if is_wanted
-        ]
+        if examples := read_unit(reader, unit, chosen.examples_E):
+            yield unit, examples
+
+
+def read_unit(reader: StoreReader, unit: int, wanted_E: npt.ArrayLike) -> list[ExampleTokens]:
+    """Return those examples of a unit that are wanted, in order."""
+    columns = ["example", "token_id", "segment", "to_decision", "row"]
+    tokens = reader.plan_tables.tokens(unit, columns)
+    ordinals = tokens["example"].to_numpy()
+    starts = np.concatenate([[0], np.flatnonzero(np.diff(ordinals)) + 1, [len(ordinals)]])
+    wanted = np.isin(ordinals[starts[:-1]], wanted_E)
+    if not wanted.any():
+        return []
+    token_ids = tokens["token_id"].to_numpy().astype(np.int32)
+    to_decision = tokens["to_decision"].to_numpy().astype(np.int64)
+    rows = tokens["row"].combine_chunks().fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+    template = np.isin(np.array(tokens["segment"].to_pylist()), [str(one) for one in _TEMPLATE])
+    return [
+        ExampleTokens(
+            int(ordinals[first]),
+            token_ids[first:last],
+            to_decision[first:last],
+            rows[first:last],
+            template[first:last],
+        )
+        for (first, last), is_wanted in zip(pairwise(starts), wanted, strict=True)
+        if is_wanted
+    ]

@@ -92,12 +92,16 @@ class StoreHeads(StoreQueries):
         model: str | None = None,
         adapter: str | None = None,
         device: str = "auto",
+        executor: Literal["auto", "local", "ray"] = "auto",
+        actors: int | None = None,
         resamples: int = 1_000,
         level: float = 0.95,
         seed: int = 0,
         replace: bool = False,
     ) -> AblateReport:
         """Find how a probe's score at the decision changes when heads are switched off; into the view `heads`.
+
+        What is measured is kept as it comes: the same call goes on where one was cut off.
 
         Parameters
         ----------
@@ -108,12 +112,17 @@ class StoreHeads(StoreQueries):
         positions : where heads are switched off: the template's tokens before the answer, all, or the decision alone
         ablation : what replaces z: zero, or its mean over these positions of all examples
         controls : random sets, layer-matched, beside a shortlist as a set
+        executor, actors : as for extraction: examples are shared out among workers
         where, group_by, model, adapter, resamples, level, seed, replace : as for `trace_heads`
 
         Raises
         ------
         ConfigError, ProbeError, ModelError, StoreError, QueryError
             It cannot be measured as asked.
+        ExtractionError
+            Some examples could not be measured; the others are kept.
+        InterruptedRunError
+            Ctrl-C; the same call goes on from there.
         """
         from cliffstore.run.heads.ablate import AblateSettings, ablate_heads
 
@@ -132,6 +141,8 @@ class StoreHeads(StoreQueries):
             level=level,
             seed=seed,
             replace=replace,
+            executor=executor,
+            actors=actors,
         )
         report = ablate_heads(self._own, settings, _origins(model, adapter, device), self._reporter)
         self.refresh()

@@ -24,7 +24,14 @@ from cliffstore.analyze.attribution import layers_read
 from cliffstore.analyze.example_means import ExampleMeans, Means
 from cliffstore.errors import ConfigError, StoreError
 from cliffstore.run.heads import results
-from cliffstore.run.heads.prompts import Chosen, check_lengths, check_unchanged, choose_examples, read_units
+from cliffstore.run.heads.prompts import (
+    Chosen,
+    check_lengths,
+    check_size,
+    check_unchanged,
+    choose_examples,
+    read_units,
+)
 from cliffstore.run.heads.shares import ModelShares, ShareSource, StoredShares, has_z
 from cliffstore.run.origins import Origins, source_of_probe
 from cliffstore.run.progress import Piece, Reporter
@@ -33,8 +40,6 @@ from cliffstore.store.probes import read_probe
 from cliffstore.store.reader import StoreReader
 
 Source = Literal["z", "model"]
-MOST_RESAMPLED = 250_000_000
-"""Resamples times figures that are held at once: 2 GB twice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +56,12 @@ class TraceSettings:
     level: float = 0.95
     seed: int = 0
     replace: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.level < 1:
+            raise ConfigError(f"level {self.level}: say a share between 0 and 1, such as 0.95")
+        if self.resamples < 0:
+            raise ConfigError("resamples must not be negative; 0 gives no intervals")
 
     @property
     def distances(self) -> Distances:
@@ -93,7 +104,7 @@ def trace_heads(catalog: Catalog, settings: TraceSettings, origins: Origins, rep
     distances = settings.distances
     chosen = choose_examples(catalog, settings.where, settings.group_by)
     n_figures = len(layers) * probe.model.n_heads + 2
-    _check_size(settings, n_figures * len(distances) * len(chosen.groups))
+    check_size(n_figures * len(distances) * len(chosen.groups), settings.resamples)
     source = settings.source or ("z" if has_z(reader, probe, layers) else "model")
     found = source_of_probe(probe, origins, reporter)
     reporter.stage(f"heads: {settings.probe} reads {probe.site}/{probe.layer}, from {_SAID[source]}")
@@ -103,7 +114,7 @@ def trace_heads(catalog: Catalog, settings: TraceSettings, origins: Origins, rep
         tracer = StoredShares(reader, probe, weights, found, layers, distances)
     else:
         tracer = ModelShares(probe, weights, found, layers, distances, origins, reader, reporter)
-    check_lengths(catalog, chosen, tracer.whole_below)
+    check_lengths(catalog, chosen.examples_E.tolist(), tracer.whole_below)
     means = [
         ExampleMeans(len(distances) * n_figures, resamples=settings.resamples, level=settings.level, seed=settings.seed)
         for _ in chosen.groups
@@ -163,23 +174,13 @@ def trace_heads(catalog: Catalog, settings: TraceSettings, origins: Origins, rep
 _SAID = {"z": "stored z, with no forward pass", "model": "passes of the model"}
 
 
-def _check_size(settings: TraceSettings, n_figures: int) -> None:
-    if not 0 < settings.level < 1:
-        raise ConfigError(f"level {settings.level}: say a share between 0 and 1, such as 0.95")
-    if max(settings.resamples, 1) * n_figures > MOST_RESAMPLED:
-        raise ConfigError(
-            f"{n_figures:,} figures with {settings.resamples:,} resamples are more than {MOST_RESAMPLED:,} numbers to "
-            "hold: choose fewer --positions or --resamples"
-        )
-
-
 def _add_units(
     reader: StoreReader, chosen: Chosen, tracer: ShareSource, means: Sequence[ExampleMeans], reporter: Reporter
 ) -> int:
     """Add the examples of every unit to the means of their groups; return how many had something to add."""
     counted = without = 0
     reporter.begin("heads", len(chosen.examples_E))
-    for examples in read_units(reader, chosen):
+    for _, examples in read_units(reader, chosen):
         values_EPF = tracer.figures(examples)
         ordinals_E = np.array([one.example for one in examples], dtype=np.int64)
         there_E = ~np.isnan(values_EPF).all(axis=(1, 2))

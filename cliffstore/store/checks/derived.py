@@ -106,14 +106,24 @@ def check_selections(inventory: Inventory) -> list[Finding]:
 
 
 def check_heads(inventory: Inventory) -> list[Finding]:
-    """Check every table of figures of heads. Making one again takes a model: the user is told, nothing is repaired."""
+    """Check every table of figures of heads; tell what a measurement that was cut off has left.
+
+    Making one again takes a model: the user is told, nothing is repaired.
+    """
 
     def owner(document: HeadsDocument) -> Finding | None:
         return None  # figures outlive their probe: they say which weights they were made with
 
     findings = _pairs(inventory, HeadsDocument, "heads", layout.heads_table, Action.NONE, owner)
     again = "measure it again with `cliffstore heads trace` or `heads ablate`, and `--replace`"
-    return [replace(finding, problem=f"{finding.problem}: {again}", target="") for finding in findings]
+    left = (
+        "is of a measurement that has not ended: run the same `cliffstore heads ablate` again to go on (with "
+        "`--replace` where its figures are there), or remove this"
+    )
+    return [
+        *(replace(finding, problem=f"{finding.problem}: {again}", target="") for finding in findings),
+        *(Finding(key, Kind.ORPHAN, left) for key in inventory.of_kind("heads_piece")),
+    ]
 
 
 def check_experiments(inventory: Inventory) -> list[Finding]:
