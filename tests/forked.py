@@ -22,6 +22,8 @@ MODULES = [
     "cliffstore.extract.runner", "torch", "transformers.models.llama.modeling_llama",
     "transformers.tokenization_utils_tokenizers", "tensorstore", "cliffstore.run.store", "cliffstore.analyze.score",
 ]  # fmt: skip
+SAY_MEMORY = "SAY_MEMORY"
+"""Where it is in the environment, a process says at its end how much memory it ever had, the server's included."""
 DISTURBANCE = str(Path(__file__).parent / "fault" / "disturbance")
 
 
@@ -115,4 +117,8 @@ def _run(arguments: list[str], log: str, environment: dict[str, str]) -> None:
     disturbances.disturb(UnitWorker)
     if "SCORING_GATE" in os.environ:
         disturbances.hold_scoring_at_gate(ScoreWorker)
-    sys.exit(main(arguments))
+    code = main(arguments)
+    if SAY_MEMORY in os.environ:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        print(next(line for line in lines if line.startswith("VmHWM")), file=sys.stderr)
+    sys.exit(code)
