@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Annotated
 
 import typer
@@ -86,6 +87,12 @@ def _root(
     pass
 
 
+@cache
+def _command() -> Callable[..., object]:
+    """Put all commands together, once a process: it takes longer than many of them do."""
+    return typer.main.get_command(app)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     previous = signal.signal(signal.SIGTERM, _terminate)
@@ -104,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> tuple[int, str | None]:
     """Return exit code and, where something is wrong, what it is."""
     try:
-        result = app(args=arguments or ["--help"], standalone_mode=False)
+        result = _command()(args=arguments or ["--help"], standalone_mode=False)
         code = result if isinstance(result, int) else 0
         return code, "interrupted" if code == _INTERRUPTED else None  # what typer makes of Ctrl-C
     except CliffstoreError as error:
