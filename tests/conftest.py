@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import forked
 import pytest
 import servers
 from filelock import FileLock
@@ -93,6 +94,19 @@ def whole(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Case:
     from whole_store import build_case
 
     return build_case(tiny_model, tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture(scope="session")
+def fork_server() -> Iterator[None]:
+    with forked.server():
+        yield
+
+
+@pytest.fixture
+def fork(fork_server: None) -> Iterator[forked.Start]:
+    """Start commands in processes that have everything imported; they end with the test."""
+    with forked.commands() as start:
+        yield start
 
 
 @pytest.fixture(scope="session")

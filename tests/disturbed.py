@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
-import subprocess
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,13 +66,6 @@ def workers_of(store: str | Path) -> set[str]:
 def one_thread(environment: dict[str, str]) -> dict[str, str]:
     """Sums over other numbers of threads differ in their last bits."""
     return environment | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-
-
-def stop(processes: Sequence[subprocess.Popen[str]]) -> None:
-    for process in processes:
-        with suppress(ProcessLookupError):
-            process.kill()
-        process.communicate(timeout=30)
 
 
 def plain_environment() -> dict[str, str]:

@@ -10,13 +10,12 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pytest
-from ray_processes import START_SECONDS, environment, family, free_port, private_folder, run_bounded
+from ray_processes import START_SECONDS, end, environment, family, free_port, private_folder, run_bounded
 
 ROOT = Path(__file__).parents[1]
 IGNORED = (".venv", "cliffstore-demo")
@@ -102,15 +101,8 @@ def head_node(base: Path) -> Iterator[Cluster]:
             _wait_for_dashboard(address, head, log)
             yield Cluster(ray, address, f"http://127.0.0.1:{metrics_port}/metrics", folder, checkout, env)
         finally:
-            _kill(family(head.pid, folder))  # there is nothing to put away, and Ray takes ten seconds to do so
+            end(family(head.pid, folder))
             head.wait(timeout=10)
-
-
-def _kill(processes: list[psutil.Process]) -> None:
-    for process in processes:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(processes, timeout=10)
 
 
 def _wait_for_dashboard(address: str, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -10,7 +10,8 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Annotated
 
 import typer
@@ -88,6 +89,12 @@ def _root(
     pass
 
 
+@cache
+def _command() -> Callable[..., object]:
+    """Put all commands together, once a process: it takes longer than many of them do."""
+    return typer.main.get_command(app)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     previous = signal.signal(signal.SIGTERM, _terminate)
@@ -106,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> tuple[int, str | None]:
     """Return exit code and, where something is wrong, what it is."""
     try:
-        result = app(args=arguments or ["--help"], standalone_mode=False)
+        result = _command()(args=arguments or ["--help"], standalone_mode=False)
         code = result if isinstance(result, int) else 0
         return code, "interrupted" if code == _INTERRUPTED else None  # what typer makes of Ctrl-C
     except CliffstoreError as error:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import random
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 from commands import ok, run_cli, write_jsonl
-from disturbed import ROOT, WORDS, plain_environment, stop
+from disturbed import WORDS
 from quick import quick_runs
 from stores import assert_equal_stores
 
@@ -285,23 +284,15 @@ def test_append_between_an_interrupted_one_and_its_end(
     assert ok("verify", store).code == 0
 
 
-def test_two_appends_at_once(case: Case, tmp_path: Path) -> None:
+def test_two_appends_at_once(case: Case, fork: forked.Start, tmp_path: Path) -> None:
     """Each ends well, or is told that another was first and ends well when it is run again."""
     store = tmp_path / "store"
     shutil.copytree(case.one, store)
-    commands = [
-        [sys.executable, "-m", "cliffstore.cli.main", *case.command(corpus, store, "--append")]
+    runs = [
+        fork(map(str, case.command(corpus, store, "--append")), tmp_path / f"log-{corpus.stem}", {})
         for corpus in (case.second, case.third)
     ]
-    runs = [
-        subprocess.Popen(command, env=plain_environment(), cwd=ROOT, text=True, stdout=subprocess.DEVNULL,
-                         stderr=subprocess.PIPE)
-        for command in commands
-    ]  # fmt: skip
-    try:
-        said = [run.communicate(timeout=TIMEOUT)[1] for run in runs]
-    finally:
-        stop(runs)
+    said = [run.wait(TIMEOUT) for run in runs]
     for run, err in zip(runs, said, strict=True):
         assert run.returncode == 0 or (run.returncode == 2 and "appended to the store just now" in err), err
     for corpus in (case.second, case.third):

@@ -9,13 +9,12 @@ from __future__ import annotations
 import json
 import os
 import random
-import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -26,17 +25,8 @@ from cliffstore import Store
 SHORT, LONG, PASS_TOKENS = 2_000, 20_000, 512
 N_LAYERS, INNER_WIDTH = 2, 4_096
 MOST_GROWTH = 400e6
-"""Bytes. Measured: 140 MB (tree) and 170 MB (padded); with whole passes 2,500 MB and 890 MB."""
+"""Bytes. Measured: 190 MB; with whole passes 2,500 MB and 890 MB."""
 KINDS = ("tree", "padded")
-
-# Run one command and say how much memory the process ever had: what the system says of a child may include its parent.
-_MEASURED = """
-import sys
-from cliffstore.cli.main import main
-code = main(sys.argv[1:])
-print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")), file=sys.stderr)
-sys.exit(code)
-"""
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 
@@ -68,22 +58,22 @@ def model(smollm2: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-def extract(model: str, corpus: Path, store: Path, kind: str) -> Extracted:
+def extract(start: forked.Start, model: str, corpus: Path, store: Path, kind: str) -> Extracted:
     command = [
         "extract", str(corpus), "--model", model, "--store", str(store), "--passes", kind, "--pass-tokens",
         str(PASS_TOKENS), "--json",
     ]  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-c", _MEASURED, *command], capture_output=True, text=True, timeout=250, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["examples"] == 1
-    kilobytes = int(done.stderr.split("VmHWM:")[1].split()[0])
-    return Extracted(store, kilobytes * 1_024)
+    done = start(command, store.with_suffix(".log"), {forked.SAY_MEMORY: "1"})
+    said = done.wait(250)
+    assert done.returncode == 0, said
+    assert json.loads(done.printed)["examples"] == 1
+    return Extracted(store, int(said.split("VmHWM:")[1].split()[0]) * 1_024)
 
 
 @pytest.fixture(scope="module")
-def extracted(model: str, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], Extracted]:
+def extracted(
+    fork_server: None, model: str, tmp_path_factory: pytest.TempPathFactory
+) -> dict[tuple[str, int], Extracted]:
     """Return (kind of pass, tokens) -> what was extracted."""
     folder = tmp_path_factory.mktemp("long")
     words = random.Random(0)
@@ -93,9 +83,12 @@ def extracted(model: str, tmp_path_factory: pytest.TempPathFactory) -> dict[tupl
         corpora[tokens] = folder / f"{tokens}.jsonl"
         corpora[tokens].write_text(json.dumps({"id": "only", "prompt": text}) + "\n", encoding="utf-8")
     cases = [*((kind, LONG) for kind in KINDS), ("tree", SHORT)]
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        found = pool.map(lambda case: extract(model, corpora[case[1]], folder / f"{case[0]}-{case[1]}", case[0]), cases)
-        return dict(zip(cases, found, strict=True))
+
+    def run(case: tuple[str, int]) -> Extracted:
+        return extract(start, model, corpora[case[1]], folder / f"{case[0]}-{case[1]}", case[0])
+
+    with forked.commands() as start, ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        return dict(zip(cases, pool.map(run, cases), strict=True))
 
 
 @pytest.fixture(scope="module")

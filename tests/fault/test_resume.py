@@ -75,29 +75,17 @@ def _heed_interrupts() -> None:
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[[list[str]], subprocess.Popen[str]]]:
-    """Start processes that wait at the gate after two units, and do not outlive the test."""
-    begun: list[subprocess.Popen[str]] = []
+def process(case: Case, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A command that waits at the gate after two units, and does not outlive the test."""
     env = os.environ | gate(tmp_path, 2) | {"PYTHONPATH": os.pathsep.join((forked.DISTURBANCE, str(ROOT)))}
-
-    def begin(command: list[str]) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_heed_interrupts
-        )
-        begun.append(process)
-        return process
-
-    yield begin
-    for process in begun:
-        if process.poll() is None:
-            process.kill()
-        process.communicate(timeout=30)
-
-
-@pytest.fixture(scope="module")
-def fork() -> Iterator[forked.Start]:
-    with forked.commands() as start:
-        yield start
+    process = subprocess.Popen(
+        case.command(tmp_path / "store"), env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=_heed_interrupts,
+    )  # fmt: skip
+    yield process
+    if process.poll() is None:
+        process.kill()
+    process.communicate(timeout=30)
 
 
 def gate(folder: Path, units: int) -> dict[str, str]:
@@ -150,16 +138,26 @@ def assert_equals_reference(case: Case, store: Path) -> None:
     assert not list(store.glob("receipts/*/*.error.json"))
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_stopped_while_extracting(
-    how: signal.Signals, case: Case, start: Callable[[list[str]], subprocess.Popen[str]], tmp_path: Path
-) -> None:
+def test_interrupted_while_extracting(case: Case, process: subprocess.Popen[str], tmp_path: Path) -> None:
     store = tmp_path / "store"
-    process = start(case.command(store))
     wait_for(lambda: len(receipts(store)) >= 2, process)
-    process.send_signal(how)
+    process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=TIMEOUT)
-    assert process.returncode == 130, err
+    assert_stopped(case, store, process.returncode, out, err)
+
+
+def test_terminated_while_extracting(case: Case, fork: forked.Start, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    process = fork(case.command(store)[3:], tmp_path / "log", gate(tmp_path, 2))
+    wait_for(lambda: len(receipts(store)) >= 2, process)
+    process.send_signal(signal.SIGTERM)
+    err = process.wait(TIMEOUT)
+    assert_stopped(case, store, process.returncode, process.printed, err)
+
+
+def assert_stopped(case: Case, store: Path, code: int | None, out: str, err: str) -> None:
+    """It says how far it came; and it goes on."""
+    assert code == 130, err
     assert out == ""
     errors = [line for line in err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable
 from pathlib import Path
 
+import forked
 import pytest
 from commands import ok, run_cli
 from made_up import make_probe
@@ -23,8 +23,7 @@ from cliffstore.store.objects import ObjectStore
 from cliffstore.store.probes import write_probe
 from cliffstore.store.reader import StoreReader
 
-HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
+ROOT = Path(__file__).parents[2]
 TIMEOUT = 120.0
 MADE = VectorStore(n_units=12, unit_rows=512, width=24, n_layers=3, tokens=8, dtype="bfloat16")
 PROBES = {"a": 2, "b": 2, "c": 0}
@@ -51,23 +50,14 @@ def store(reference: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Start a command that waits at a gate after so many units."""
-    started: list[subprocess.Popen[str]] = []
+def start(fork: forked.Start, store: Path, tmp_path: Path) -> Callable[[int], forked.Command]:
+    """Start scoring that waits at a gate after so many units."""
 
-    def begin(units: int, *arguments: str | Path) -> subprocess.Popen[str]:
-        script = [sys.executable, str(HERE / "scoring_at_a_gate.py"), str(tmp_path / "gate"), str(units)]
-        process = subprocess.Popen(
-            [*script, *map(str, arguments)], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-        )  # fmt: skip
-        started.append(process)
-        return process
+    def begin(units: int) -> forked.Command:
+        environment = {"SCORING_GATE": str(tmp_path / "gate"), "GATE_UNITS": str(units)}
+        return fork(["score", str(store), *ALL], tmp_path / uuid.uuid4().hex, environment)
 
-    yield begin
-    for process in started:
-        process.kill()
-        process.communicate(timeout=30)
+    return begin
 
 
 def tables(store: Path) -> dict[str, bytes]:
@@ -84,10 +74,10 @@ def lasting(store: Path) -> list[dict[str, object]]:
     return [{key: value for key, value in one.items() if key not in ("worker", "seconds", "seal")} for one in found]
 
 
-def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
+def wait_for(condition: Callable[[], object], process: forked.Command) -> None:
     deadline = time.monotonic() + TIMEOUT
     while not condition():
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None, process.log.read_text()
         assert time.monotonic() < deadline, "timed out"
         time.sleep(0.01)
 
@@ -110,20 +100,20 @@ def assert_goes_on(store: Path, reference: Path) -> None:
 
 
 def test_killed_while_scoring(store: Path, reference: Path, start) -> None:
-    process = start(4, "score", store, *ALL)
+    process = start(4)
     wait_for(lambda: len(scored(store)) >= 4, process)
     process.kill()
-    assert process.wait(30) == -signal.SIGKILL
+    assert process.returncode == -signal.SIGKILL
     assert_goes_on(store, reference)
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_stopped_while_scoring(how: signal.Signals, store: Path, reference: Path, start) -> None:
-    process = start(4, "score", store, *ALL)
+    process = start(4)
     wait_for(lambda: len(scored(store)) >= 4, process)
     process.send_signal(how)
-    out, err = process.communicate(timeout=TIMEOUT)
-    assert (process.returncode, out) == (130, ""), err
+    err = process.wait(TIMEOUT)
+    assert (process.returncode, process.printed) == (130, ""), err
     (error,) = [line for line in err.splitlines() if line.startswith("error: ")]
     assert f"interrupted: {len(scored(store))} of {MADE.n_units} units have their scores" in error
     assert "Traceback" not in err
@@ -133,10 +123,11 @@ def test_stopped_while_scoring(how: signal.Signals, store: Path, reference: Path
 
 def test_two_at_once(store: Path, reference: Path, start, tmp_path: Path) -> None:
     """What one has scored the other leaves alone, or writes with the same bytes."""
-    processes = [start(3, "score", store, *ALL) for _ in range(2)]
+    processes = [start(3) for _ in range(2)]
     wait_for(lambda: len(scored(store)) >= 3, processes[0])
     (tmp_path / "gate").touch()
-    assert [process.wait(TIMEOUT) for process in processes] == [0, 0]
+    said = [process.wait(TIMEOUT) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
     assert tables(store) == tables(reference)
 
 

@@ -276,25 +276,24 @@ def test_failed_units_fail_the_job(case: Case, tiny_model: str, tmp_path: Path) 
     assert counts["ray_cliffstore_units_done_total"] == last["units_done"]
 
 
-def test_job_equals_one_process(built: Built, cluster: Cluster, tmp_path: Path) -> None:
+def test_job_equals_one_process_and_sees_the_project_alone(built: Built, cluster: Cluster, tmp_path: Path) -> None:
+    """`.gitignore` keeps the environment and whatever else is large out of what is uploaded."""
     store = tmp_path / "store"
+    listing = (
+        "import os,sys,runpy;print('uploaded',*sorted(os.listdir()),flush=True);del(sys.argv[0]);"
+        "runpy.run_module(sys.argv[0],run_name='__main__',alter_sys=True)"
+    )
     done = cluster.submit(
-        sys.executable, "-m", "jobs.extract", built.corpus, "--model", built.model, "--store", store, *SITES,
+        sys.executable, "-c", listing, "jobs.extract", built.corpus, "--model", built.model, "--store", store, *SITES,
         "--json",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
+    uploaded = next(line for line in done.stdout.splitlines() if line.startswith("uploaded")).split()
+    assert {"cliffstore", "jobs", "pyproject.toml"} <= set(uploaded)
+    assert not set(IGNORED) & set(uploaded)
     report = json.loads(next(line for line in done.stdout.splitlines() if line.startswith('{"store"')))
     assert "Ray actor" in report["executor"]
     assert "started for this run" not in report["executor"], "the job must use the cluster that it runs on"
     kept = ("plan", "capture", "examples", "tokens", "rows", "units", "units_done_now", "units_failed", "bytes")
     assert {name: report[name] for name in kept} == {name: built.report[name] for name in kept}
     assert_equal_stores(str(store), str(built.store), rtol=1e-5, atol=1e-6)
-
-
-def test_job_does_not_upload_the_environment(cluster: Cluster) -> None:
-    """The job sees the project alone: `.gitignore` keeps the rest out of the upload."""
-    done = cluster.submit(sys.executable, "-c", "import os;print('uploaded',*sorted(os.listdir()))")
-    assert done.returncode == 0, done.stdout + done.stderr
-    uploaded = next(line for line in done.stdout.splitlines() if line.startswith("uploaded")).split()
-    assert {"cliffstore", "jobs", "pyproject.toml"} <= set(uploaded)
-    assert not set(IGNORED) & set(uploaded)

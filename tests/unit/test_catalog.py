@@ -347,6 +347,7 @@ def test_a_memory_limit(urls: tuple[str, str]) -> None:
 
 
 def test_a_process_that_leaves_all_open_ends_cleanly(urls: tuple[str, str]) -> None:
+    """And SQL has loaded nothing that only probes, models and clusters need."""
     script = (
         "import sys\n"
         "from cliffstore import Store\n"
@@ -354,7 +355,7 @@ def test_a_process_that_leaves_all_open_ends_cleanly(urls: tuple[str, str]) -> N
         "store.attach('base', sys.argv[2])\n"
         "relation = store.sql('SELECT row, resid_post(row, 0) - resid_post(row, 1) AS d FROM tokens')\n"
         "batches = store.batches('SELECT resid_post(row, 0) FROM tokens', rows=10)\n"
-        "print(len(next(batches)), len(relation.fetchall()))\n"
+        "print(len(next(batches)), len(relation.fetchall()), *{'scipy', 'sklearn', 'torch', 'ray'} & {*sys.modules})\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     for _ in range(2):

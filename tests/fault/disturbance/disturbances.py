@@ -5,6 +5,7 @@ So a test decides when a run goes on, whatever the speed of the machine: nothing
 - POISON_RAISES, POISON_KILLS: a unit that raises an error, a unit that its process dies of.
 - GATE, GATE_UNITS: a process commits so many units (or one more: it has two in flight) and then waits until there is a
   file GATE. Each process gets units, however late it starts.
+- SCORING_GATE, GATE_UNITS: the same for a process that scores; see `forked`.
 - TICKETS: a folder of files, one of which a unit takes away to be computed, or waits for; none is needed once the
   folder is gone. No more units are computed than there were tickets.
 """
@@ -44,6 +45,22 @@ def hold_at_gate(worker):
         return compute(self, *arguments)
 
     worker._extract, worker._run = counted, gated
+
+
+def hold_scoring_at_gate(worker):
+    run, score, done, most = worker.run, worker._score, [], int(os.environ["GATE_UNITS"])
+
+    def counted(self, unit, attempt):
+        report = run(self, unit, attempt)
+        done.append(unit)
+        return report
+
+    def gated(self, *arguments):
+        while len(done) >= most and not os.path.exists(os.environ["SCORING_GATE"]) and not self._stopped.is_set():
+            time.sleep(WAIT_SECONDS)
+        score(self, *arguments)
+
+    worker.run, worker._score = counted, gated
 
 
 def take_tickets(worker):
