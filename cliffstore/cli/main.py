@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Annotated
 
 import typer
@@ -104,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> tuple[int, str | None]:
     """Return exit code and, where something is wrong, what it is."""
     try:
-        result = app(args=arguments or ["--help"], standalone_mode=False)
+        result = _command()(args=arguments or ["--help"], standalone_mode=False)
         code = result if isinstance(result, int) else 0
         return code, "interrupted" if code == _INTERRUPTED else None  # what typer makes of Ctrl-C
     except CliffstoreError as error:
@@ -117,6 +118,12 @@ def _run(arguments: list[str]) -> tuple[int, str | None]:
         return _INTERRUPTED, "interrupted"
     except TyperException as error:
         return 2, error.format_message()
+
+
+@cache
+def _command() -> Callable[..., object]:
+    """Return the app as a command with all below it. That takes longer than many a command: once a process."""
+    return typer.main.get_command(app)
 
 
 def run() -> None:
