@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-from scipy.special import expit
 
 from cliffstore.analyze.clipping import check_keep, cut, mean_interval, token_ends
 from cliffstore.errors import ConfigError, ProbeError, StoreError
@@ -164,6 +163,8 @@ def clip_figures(
     QueryError
         `where` is malformed.
     """
+    from scipy.special import expit
+
     url = catalog.reader.url
     read_probe(catalog.reader.objects, probe)
     if not {"kept", "clipped_from"} <= _columns(catalog):
