@@ -264,7 +264,7 @@ def readme(reader: Reader) -> Iterator[Scene]:
 
 def readme_scene(reader: Reader, endpoint: str) -> Scene:
     stands_for = {
-        r"(?<=generate )prompts\.jsonl": "asked.jsonl --max-new-tokens 8",
+        r"(?<=generate )prompts\.jsonl": "asked.jsonl --max-new-tokens 4",
         r"http://127\.0\.0\.1:8000/v1": endpoint,
         r"\bdemo-124\b": "r1-01",
         MODEL: str(reader.folder / "model"),
