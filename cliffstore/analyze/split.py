@@ -109,7 +109,7 @@ def grouped_folds(y_N: Labels, groups_N: Groups, n_folds: int, seed: int) -> npt
     groups_G, code_N = np.unique(groups_N, return_inverse=True)
     if len(groups_G) > MOST_FOR_SCIKIT:
         return _dealt(y_N, groups_G, code_N, n_folds, seed)[code_N]
-    from sklearn.model_selection import StratifiedGroupKFold  # a second, which SQL on a store has no use for
+    from sklearn.model_selection import StratifiedGroupKFold  # takes longer to load than most commands to run
 
     fold_N = np.zeros(len(y_N), dtype=np.int8)
     folds = StratifiedGroupKFold(n_splits=n_folds, shuffle=True, random_state=seed).split(code_N, y_N, code_N)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from commands import ok, write_jsonl
+from quick import quick_runs
 
 PROBE, SELECTION = "refusal", "small"
 _THINGS = (
@@ -52,9 +53,10 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def built(corpus: Path, tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Built:
     """A store with activations, probe, scores, cliffs and a selection. Tests copy it before they change it."""
     store = tmp_path_factory.mktemp("built") / "store"
-    report = ok(
-        "extract", corpus, "--model", tiny_model, "--store", store, "--sites", "resid_post,final_norm", "--json"
-    ).json
+    with quick_runs():
+        report = ok(
+            "extract", corpus, "--model", tiny_model, "--store", store, "--sites", "resid_post,final_norm", "--json"
+        ).json
     ok("probe", "fit", store, "--name", PROBE, "--json")
     ok("score", store, "--probe", PROBE, "--json")
     ok("cliff", store, "--probe", PROBE, "--json")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,18 @@ import pyarrow.parquet as pq
 import pytest
 from commands import ok, run_cli, snapshot, write_jsonl
 from conftest import PROBE, Built, corpus_rows
+from quick import quick_runs
 
 from cliffstore.run.clipping import CLIPPED
 from cliffstore.run.store import Store
 
 KEPT = (1.0, 0.8, 0.6, 0.4, 0.2, 0.0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick() -> Iterator[None]:
+    with quick_runs():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -43,6 +43,11 @@ FEW_LAYERS = {
     r"(?<=top: )32\b": "4",
 }
 """Layers of a model of some thirty blocks -> layers of one of four."""
+LESS = {
+    r"(?<=--shares 1,3,10 )--random 20\b": "--random 2 --new-tokens 8 --limit 6",
+    r"(?<=decision,)-8\.\.-1(?=,think)": "-2..-1",
+}
+"""What takes long and shows no more -> the same with less."""
 
 
 def blocks(document: str) -> Iterator[Block]:
@@ -259,13 +264,14 @@ def readme(reader: Reader) -> Iterator[Scene]:
 
 def readme_scene(reader: Reader, endpoint: str) -> Scene:
     stands_for = {
-        r"(?<=generate )prompts\.jsonl": "asked.jsonl --max-new-tokens 8",
+        r"(?<=generate )prompts\.jsonl": "asked.jsonl --max-new-tokens 4",
         r"http://127\.0\.0\.1:8000/v1": endpoint,
         r"\bdemo-124\b": "r1-01",
         MODEL: str(reader.folder / "model"),
         r"(?<=--model )MODEL\b": str(reader.folder / "model"),
         "s3://bucket": str(reader.folder / "bucket"),
         **FEW_LAYERS,
+        **LESS,
     }
     scene = Scene(reader.folder, stands_for, {"step": lambda _: None, "checkpoint": {}})
     example = reader.folder / "jobs" / "pipeline.example.yaml"

@@ -13,12 +13,14 @@ from pathlib import Path
 
 import pytest
 from commands import snapshot, write_jsonl
+from fault.generating_at_a_gate import hold
 from generated import Row, generate, models_loaded_once, rows_of
 from servers import Storage
 
 import cliffstore
 from cliffstore.errors import StoreError
 from cliffstore.model.planted.model import PlantSettings, plant
+from cliffstore.run.generation.workers import ModelWorker
 
 ROOT = Path(__file__).parents[2]
 GATE = ROOT / "tests" / "fault" / "generating_at_a_gate.py"
@@ -46,7 +48,7 @@ def corpus(planted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_jsonl(tmp_path_factory.mktemp("corpus") / "prompts.jsonl", kept)
 
 
-def test_killed_and_run_again(planted: Path, corpus: Path, tmp_path: Path) -> None:
+def test_killed_and_run_again(planted: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGKILL at a gate after two of three batches: what is finished is not generated again, and bytes are equal."""
     out, log, gate = tmp_path / "out.parquet", tmp_path / "log", tmp_path / "gate"
     command = [
@@ -68,15 +70,17 @@ def test_killed_and_run_again(planted: Path, corpus: Path, tmp_path: Path) -> No
     assert not out.exists()
     before = {path.name: path.read_bytes() for path in pieces.iterdir()}
     assert len(before) == 2
-    done = subprocess.run(
-        [*command[:3], "99", *command[4:], "--json"], env=_environment(), capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    again = ("--batch-size", "8")
+    with monkeypatch.context() as patch:
+        patch.setattr(ModelWorker, "_rows", ModelWorker._rows)  # put back what `hold` changes
+        hold(str(gate), 99, str(log))
+        done = generate(corpus, planted, out, *again)
+    assert done.code == 0, done.stderr
     generated = Counter(log.read_text().split())
     assert len(generated) == 24
     assert set(generated.values()) == {1}, "each example was generated once in both runs"
-    assert '"done_before": 16, "generated_now": 8' in done.stdout
-    assert generate(corpus, planted, tmp_path / "undisturbed.parquet", "--batch-size", "8").code == 0
+    assert (done.json["done_before"], done.json["generated_now"]) == (16, 8)
+    assert generate(corpus, planted, tmp_path / "undisturbed.parquet", *again).code == 0
     assert out.read_bytes() == (tmp_path / "undisturbed.parquet").read_bytes()
     assert sorted(path.name for path in pieces.parent.iterdir()) == ["complete.json", "generation.json"]
 
@@ -144,8 +148,6 @@ def test_batch_that_does_not_fit_is_divided(
 def test_failed_batch_is_counted_and_alone_is_run_again(
     planted: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cliffstore.run.generation.workers import ModelWorker
-
     rows = ModelWorker._rows
     seen: list[int] = []
 
@@ -170,8 +172,6 @@ def test_failed_batch_is_counted_and_alone_is_run_again(
 def test_interrupted_run_says_what_is_kept(
     planted: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cliffstore.run.generation.workers import ModelWorker
-
     rows = ModelWorker._rows
     calls: list[int] = []
 

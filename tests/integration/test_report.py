@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from commands import ok, run_cli
 from conftest import PROBE, SELECTION, Built
+from quick import quick_runs
 from report_page import ReportPage
 from score_store import PlantedUnit, ScoreStore
 from wordy_store import HOSTILE, WordyStore
@@ -316,7 +317,8 @@ def test_heads_and_clipped_thinking(built: Built, tmp_path: Path) -> None:
     write_figures(str(store), PROBE, "traced", rows)
     ok("clip", "make", store, "-o", tmp_path / "clipped.jsonl", "--keep", "100,50")
     sites = ("--sites", "resid_post,final_norm")
-    ok("extract", tmp_path / "clipped.jsonl", "--append", "--model", built.model, "--store", store, *sites)
+    with quick_runs():
+        ok("extract", tmp_path / "clipped.jsonl", "--append", "--model", built.model, "--store", store, *sites)
     ok("score", store, "--probe", PROBE)
     ok("report", store, "-o", tmp_path / "page.html")
     page = ReportPage.read(tmp_path / "page.html")

@@ -57,11 +57,20 @@ def browser() -> Iterator[Browser]:
         yield started
 
 
-@pytest.fixture
-def opened(browser: Browser, report: Path) -> Iterator[Visit]:
+@pytest.fixture(scope="module")
+def window(browser: Browser, report: Path) -> Iterator[Visit]:
     with visit(browser, report) as found:
         yield found
-        found.assert_quiet(report)
+
+
+@pytest.fixture
+def opened(window: Visit, report: Path) -> Iterator[Visit]:
+    """One window for many tests, since the page is large. Each begins with all examples, and none open."""
+    if window.page.locator("dialog[open]").count():
+        window.page.keyboard.press("Escape")
+    search(window.page, "", 50)
+    yield window
+    window.assert_quiet(report)
 
 
 def shown_ids(page: Page) -> list[str]:

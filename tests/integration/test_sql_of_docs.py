@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from commands import ok
 from conftest import PROBE, Built
+from quick import quick_runs
 
 from cliffstore.run.store import Store
 
@@ -58,7 +59,8 @@ FOUND = [(path.name, statement) for path in DOCS for statement in _statements(pa
 def store(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     """The finished store with a second model, `tuned`, controls, and another store attached as `base`."""
     folder = Path(shutil.copytree(built.store, tmp_path_factory.mktemp("docs") / "store"))
-    ok("extract", "--model", built.model, "--model-alias", "tuned", "--store", folder, "--json")
+    with quick_runs():
+        ok("extract", "--model", built.model, "--model-alias", "tuned", "--store", folder, "--json")
     ok("probe", "random", folder, "--like", PROBE, "--n", "2")
     ok("score", folder, "--probe", "all")
     ok("score", folder, "--probe", PROBE, "--model", "tuned")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,16 @@ import pytest
 import torch
 from commands import ok, run_cli
 from peft import LoraConfig, PeftModel, get_peft_model
+from quick import quick_runs
 from transformers import AutoModelForCausalLM
 
 from cliffstore import Store
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick() -> Iterator[None]:
+    with quick_runs():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -135,6 +135,12 @@ def test_help_of_the_command_line_is_light() -> None:
     assert not _loaded_by(f"{said}    main(['--help'])") & {*HEAVY, "altair", "fsspec", "pydantic", "rich", "scipy"}
 
 
+def test_opening_a_store_is_light() -> None:
+    """Most commands look at a store and fit no probe: scikit-learn and scipy would be almost half of their time."""
+    learning = {"torch", "ray", "transformers", "sklearn", "scipy"}
+    assert not _loaded_by("from cliffstore.run.store import Store") & learning
+
+
 def test_public_names_are_there() -> None:
     import cliffstore
 

@@ -97,12 +97,14 @@ def worst_error(
     worst = dict.fromkeys(found, 0.0)
     for name, vectors in found.items():
         for one, expected in zip(unit, plain, strict=True):
-            for position, row in enumerate(one.rows.tolist()):
-                if row >= 0:
-                    right = expected[name][position].double()
-                    # heads that are off are exact zeros
-                    wrong = (vectors[row].double() - right).norm() / max(float(right.norm()), 1e-6)
-                    worst[name] = max(worst[name], float(wrong))
+            positions = np.flatnonzero(one.rows >= 0)
+            if not len(positions):
+                continue
+            right = expected[name][positions].double().flatten(1)
+            wrong = torch.stack([vectors[row] for row in one.rows[positions].tolist()]).double().flatten(1) - right
+            # heads that are off are exact zeros
+            errors = wrong.norm(dim=1) / right.norm(dim=1).clamp(min=1e-6)
+            worst[name] = max(worst[name], float(errors.nan_to_num(nan=torch.inf).max()))
     return worst
 
 
