@@ -128,12 +128,6 @@ def _run(arguments: list[str]) -> tuple[int, str | None]:
         return 2, error.format_message()
 
 
-@cache
-def _command() -> Callable[..., object]:
-    """Return the app as a command with all below it. That takes longer than many a command: once a process."""
-    return typer.main.get_command(app)
-
-
 def run() -> None:
     """Entry point of the console script."""
     _open_streams()
