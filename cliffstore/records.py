@@ -1,7 +1,7 @@
 """The values that pass between stages: plain, frozen, picklable.
 
 Shapes in comments use T for the tokens of one example. Documents that are written to the store (manifest, plan,
-capture, receipt, probe) live in `schema.py`.
+capture, receipt, probe) live in `schema`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,143 @@
+"""The published contracts: JSON documents (pydantic) and tables (Arrow) of store format 1.
+
+`run.contracts` writes them in a readable form to `schemas/`; what may change within a format version is said in
+`schemas/compatibility.md`.
+"""
+
+from __future__ import annotations
+
+from cliffstore.schema.captures import CaptureDocument, Receipt, ScoreReceipt, UnitError
+from cliffstore.schema.document import (
+    FORMAT_VERSION,
+    SEAL,
+    TRAINING_SET_VERSION,
+    Document,
+    Dtype,
+    Part,
+    canonical,
+    damaged,
+    seal_of,
+)
+from cliffstore.schema.interventions import (
+    ChangedDocument,
+    DirectionAblation,
+    HeadFactors,
+    HeadScaling,
+    Interventions,
+    Steering,
+    Step,
+    vector_of,
+    vector_text,
+)
+from cliffstore.schema.models import AdapterIdentity, ArrayIdentity, ModelIdentity, PassSettings, model_key
+from cliffstore.schema.plans import (
+    Chunking,
+    CorpusRecipe,
+    Manifest,
+    PlanCounts,
+    PlanDocument,
+    PlanPlace,
+    TokenizerIdentity,
+)
+from cliffstore.schema.results import (
+    CellMetrics,
+    CliffsDocument,
+    ExperimentDocument,
+    GenerationDocument,
+    GenerationReceipt,
+    HeadsDocument,
+    ProbeDocument,
+    SelectionDocument,
+)
+from cliffstore.schema.tables import (
+    CLIFFS,
+    EXAMPLES,
+    EXPERIMENTS,
+    HEADS,
+    LINEAGE,
+    MESSAGES,
+    SCORES,
+    SELECTIONS,
+    SKIPPED,
+    TABLES,
+    TOKENS,
+    TRAINING_SETS,
+    UNITS,
+)
+
+DOCUMENTS: dict[str, type[Document]] = {
+    "manifest": Manifest,
+    "place": PlanPlace,
+    "plan": PlanDocument,
+    "capture": CaptureDocument,
+    "receipt": Receipt,
+    "unit_error": UnitError,
+    "score_receipt": ScoreReceipt,
+    "probe": ProbeDocument,
+    "cliffs": CliffsDocument,
+    "selection": SelectionDocument,
+    "generation": GenerationDocument,
+    "generation_receipt": GenerationReceipt,
+    "heads": HeadsDocument,
+    "experiment": ExperimentDocument,
+}
+
+
+__all__ = [
+    "CLIFFS",
+    "DOCUMENTS",
+    "EXAMPLES",
+    "EXPERIMENTS",
+    "FORMAT_VERSION",
+    "HEADS",
+    "LINEAGE",
+    "MESSAGES",
+    "SCORES",
+    "SEAL",
+    "SELECTIONS",
+    "SKIPPED",
+    "TABLES",
+    "TOKENS",
+    "TRAINING_SETS",
+    "TRAINING_SET_VERSION",
+    "UNITS",
+    "AdapterIdentity",
+    "ArrayIdentity",
+    "CaptureDocument",
+    "CellMetrics",
+    "ChangedDocument",
+    "Chunking",
+    "CliffsDocument",
+    "CorpusRecipe",
+    "DirectionAblation",
+    "Document",
+    "Dtype",
+    "ExperimentDocument",
+    "GenerationDocument",
+    "GenerationReceipt",
+    "HeadFactors",
+    "HeadScaling",
+    "HeadsDocument",
+    "Interventions",
+    "Manifest",
+    "ModelIdentity",
+    "Part",
+    "PassSettings",
+    "PlanCounts",
+    "PlanDocument",
+    "PlanPlace",
+    "ProbeDocument",
+    "Receipt",
+    "ScoreReceipt",
+    "SelectionDocument",
+    "Steering",
+    "Step",
+    "TokenizerIdentity",
+    "UnitError",
+    "canonical",
+    "damaged",
+    "model_key",
+    "seal_of",
+    "vector_of",
+    "vector_text",
+]
