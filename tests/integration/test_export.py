@@ -232,6 +232,7 @@ def test_card_has_what_each_trainer_reads(format: str, store: Path, tmp_path: Pa
         probe = opened.sql("SELECT digest FROM probes").fetchall()[0][0]
         selection = documents.read(opened.reader.objects, SelectionDocument, layout.selection_document("declined"))
     digests = [file["digest"] for file in report["files"]]
+    assert re.search(r"rows with thinking\W+12\W", text)
     for said in (*digests, plan.digest, probe, selection.digest, "`cliff`", "12: 6 selected, 6 mixed in"):
         assert said in text
 
@@ -260,6 +261,7 @@ def test_template_is_over_columns_of_the_example(store: Path, tmp_path: Path) ->
         topic = next(one["topic"] for one in corpus_rows() if one["id"] == row["id"])
         assert row["messages"][-1]["content"] == f"I will not write about {topic}, {row['id']}."
     assert "answer.jinja" in (tmp_path / "out" / "README.md").read_text()
+    assert re.search(r"rows with thinking\W+0\W", (tmp_path / "out" / "README.md").read_text())
     assert str(tmp_path / "answer.jinja") not in (tmp_path / "out" / "README.md").read_text()
 
 

@@ -78,6 +78,17 @@ def test_curves_are_those_of_the_store(url: str, store: Store, tmp_path: Path) -
     assert wide.spec["title"]["text"].endswith("planted, 99.9% bootstrap bands")
 
 
+def test_every_option_of_curves_reaches_them(store: Store) -> None:
+    for more in ({"all_tokens": True}, {"seed": 3}, {"level": 0.5}, {"resamples": 0}, {"where": "source = 'even'"}):
+        given = {"positions": "-4..0", "resamples": 50, **more}
+        points = store.plot("curve", probe="planted", **given).spec["datasets"]["curves"]
+        expected = store.curves("planted", **given).to_pylist()
+        names = ("to_decision", "n", "mean", "low", "high")
+        assert [[one[name] for name in names] for one in points] == [[one[name] for name in names] for one in expected]
+        plain = store.curves("planted", positions="-4..0", resamples=50).to_pylist()
+        assert [one["low"] for one in expected] != [one["low"] for one in plain], more
+
+
 def test_cliffs_are_those_of_the_store_and_selected_ones_are_marked(url: str, store: Store, tmp_path: Path) -> None:
     output = tmp_path / "cliffs.json"
     where = "label = '1'"
