@@ -13,7 +13,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from itertools import islice
+from multiprocessing import resource_tracker
 from typing import TypeVar
 
 from joblib.externals.loky import ProcessPoolExecutor, process_executor
@@ -73,7 +75,9 @@ class BlockPool:
 
     def _submit(self, function: Callable[[A], B], block: A) -> Future[B]:
         self._under_way = [future for future in self._under_way if not future.done()]
-        self._under_way.append(self._started().submit(function, block))
+        executor = self._started()
+        with _interrupts_held():
+            self._under_way.append(executor.submit(function, block))
         return self._under_way[-1]
 
     def _settle(self) -> None:
@@ -90,11 +94,28 @@ class BlockPool:
         return self._executor
 
 
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back while processes are started, which inherit that.
+
+    It is for this process, which ends them; one that is still importing when it comes would print where it was.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # as it starts it lets interrupts through, whatever held them back
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _begin(without_torch: bool) -> None:
     """Prepare a process.
 
-    Ctrl-C is for the process that started this one, and that ends it. loky takes a process that has grown for one that
-    leaks and replaces it: ours hold blocks of a store, within bounds of their own.
+    Ctrl-C is for the process that started this one, and that ends it; not every system can hold it back. loky takes a
+    process that has grown for one that leaks and replaces it: ours hold blocks of a store, within bounds of their own.
     """
     process_executor._USE_PSUTIL = False
     if without_torch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
@@ -42,12 +43,12 @@ class StoreQueries:
 
     def __init__(
         self,
-        url: str,
+        url: str | os.PathLike[str],
         storage_options: Mapping[str, object] | None = None,
         reporter: Reporter | None = None,
         limits: QueryLimits | None = None,
     ) -> None:
-        self.reader = StoreReader(url, storage_options)
+        self.reader = StoreReader(os.fspath(url), storage_options)
         self._reporter = reporter or LineReporter()
         self._limits = limits
         self._catalogs: dict[str, Catalog] = {}

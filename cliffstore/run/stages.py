@@ -5,6 +5,7 @@ Everything that can be wrong with the input is found before anything is written.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
@@ -72,10 +73,10 @@ class ExtractReport:
 
 
 def extract(
-    corpus: str | Sequence[str] = (),
+    corpus: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
     *,
-    model: str,
-    store: str,
+    model: str | os.PathLike[str],
+    store: str | os.PathLike[str],
     reporter: Reporter | None = None,
     **options: object,
 ) -> ExtractReport:
@@ -97,8 +98,9 @@ def extract(
     InterruptedRunError
         Ctrl-C; committed units stay, the same call goes on from there.
     """
-    inputs = (corpus,) if isinstance(corpus, str) else tuple(corpus)
-    config = load_config(None, {"corpus": inputs, "model": model, "store": store, **options})
+    inputs = (corpus,) if isinstance(corpus, str | os.PathLike) else corpus
+    given = {"corpus": tuple(os.fspath(one) for one in inputs), "model": os.fspath(model), "store": os.fspath(store)}
+    config = load_config(None, {**given, **options})
     return run_extraction(config, reporter or LineReporter())
 
 
@@ -126,6 +128,8 @@ def run_extraction(
     if config.intervene is not None:
         interventions = find_interventions(config, source, reporter.notice)
     goal = find_goal(config, source, held, interventions)
+    if goal.probes and {"layers", "sites"} & config.model_fields_set:
+        reporter.notice("a probe reads its own site and layer: --layers and --sites have no effect with --probe")
     tell_without_effect(goal.draft, reporter.notice)
     with find_work(config, source, held, goal.bytes_per_row, reporter) as work:
         reporter.stage(work.describe())

@@ -104,7 +104,7 @@ def test_estimate_is_what_is_stored(built: Built, positions: str, sites: str, tm
 def test_estimate_of_scores(built: Built, tmp_path: Path) -> None:
     reporter = Watching(tmp_path / "store")
     options = {"probe": (f"{built.store}/probes/{PROBE}",), "confirm_gb": 0}
-    report = extract(str(built.corpus), model=built.model, store=str(reporter.folder), reporter=reporter, **options)
+    report = extract(built.corpus, model=Path(built.model), store=reporter.folder, reporter=reporter, **options)
     assert reporter.estimate.group(3) is None
     assert int(reporter.estimate.group(2).replace(",", "")) == report.rows
     assert report.units_done_now == report.units

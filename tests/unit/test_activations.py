@@ -43,7 +43,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def store(url: str) -> Iterator[Store]:
-    with Store(url, reporter=Heard()) as store:
+    with Store(Path(url), reporter=Heard()) as store:
         yield store
 
 

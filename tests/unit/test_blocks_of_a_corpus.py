@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -143,6 +144,10 @@ def _square(block: list[int]) -> list[int]:
     return [number * number for number in block]
 
 
+def _holds_interrupts(_block: list[int]) -> bool:
+    return signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_pool_keeps_the_order_and_raises_what_is_raised(processes: int) -> None:
     with BlockPool(processes, blocks_here=2) as pool:
@@ -150,6 +155,9 @@ def test_pool_keeps_the_order_and_raises_what_is_raised(processes: int) -> None:
         assert list(pool.map(_square, blocks)) == [_square(block) for block in blocks]
         with pytest.raises(CorpusError, match="thirteen"):
             list(pool.map(_square, [*blocks, [13]]))
+        # Ctrl-C on a terminal reaches processes that are still importing, too: they must not print where they were.
+        *_, last = pool.map(_holds_interrupts, blocks)
+        assert last is (processes > 1)
 
 
 def test_pool_takes_no_more_than_it_can_hold() -> None:
