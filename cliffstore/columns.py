@@ -149,7 +149,8 @@ COLUMNS: dict[str, dict[str, str]] = {
         "n_heads": "heads that are scaled",
         "heads": "layer:head, joined by commas; null for unchanged",
         "part": "`harmful` or `benign` examples",
-        "measure": "`score` and `logit_difference` (means at the decision), `refused` (a rate) or `perplexity`",
+        "measure": "`score` and `logit_difference` (means at the decision), `refused` (a rate, of answers that "
+        "thinking has not cut short) or `perplexity`",
         "n": "examples that have it",
         "value": "a logit, a logit, a share, or e to the mean surprise of a token",
         "low": "lower end of its interval over examples: bootstrap, for rates Wilson's; null without one",

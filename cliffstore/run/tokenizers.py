@@ -48,4 +48,6 @@ def think_markers(config: ExtractConfig) -> ThinkMarkers | None:
         return None
     if config.think_open is None or config.think_close is None:
         raise ConfigError("give --think-open and --think-close together")
+    if not config.think_close.strip():
+        raise ConfigError("think-close is white space alone: give the text that ends thinking, such as </think>")
     return ThinkMarkers(config.think_open, config.think_close)

@@ -291,6 +291,7 @@ CASES: list[tuple[str, Callable[[World], Arguments], tuple[str, ...]]] = [
     ("no corpus", lambda w: ["extract", "--model", w.built.model, "--store", w.fresh], ("corpus",)),
     ("unknown executor", lambda w: w.extract("--executor", "slurm"), ("slurm", "ray")),
     ("half of the markers", lambda w: w.extract("--think-open", "<t>"), ("--think-open", "--think-close")),
+    ("a marker of white space", lambda w: w.extract("--think-open", "<t>", "--think-close", " "), ("think-close",)),
     ("a date that is none", lambda w: w.extract("--template-date", "2024-02-31"), ("date", "2024-02-31")),
 ]
 

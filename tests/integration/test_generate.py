@@ -223,6 +223,7 @@ def test_hostile_text_survives(tiny_model: str, tmp_path: Path) -> None:
         (("--model", "{model}", "-o", "https://host/out.jsonl"), "web addresses are read and not written"),
         (("--model", "{model}", "-o", "/proc/none/out.jsonl"), "cannot write /proc/none/out.jsonl"),
         (("--model", "{model}", "-o", "{out}", "--top-p", "0.9"), "--temperature"),
+        (("--model", "{model}", "-o", "{out}", "--think-open", "<t>", "--think-close", " "), "white space alone"),
         (("--model", "{model}", "-o", "{out}", "--samples", "2"), "--temperature"),
         (("--model", "{model}", "-o", "{out}", "--seed", "2"), "--temperature"),
         (("--model", "nowhere/at/all", "-o", "{out}"), "nowhere/at/all"),

@@ -105,6 +105,20 @@ def test_endpoint_that_is_gone_is_given_up(server: Server, corpus: Path, tmp_pat
     assert len(server.asked) == 5 + 3 * ATTEMPTS
 
 
+def test_rows_that_are_refused_side_by_side_do_not_end_the_run(server: Server, corpus: Path, tmp_path: Path) -> None:
+    long = [f"Question {number}?" for number in range(20)]
+    server.answer = lambda number, body: 400 if prompt_in(body) in long[5:] else echo(number, body)
+    at = (corpus, "m", tmp_path / "out.jsonl", "--endpoint", server.url, "--concurrency", "1")
+    for n_asked in (48, 15):  # the second run has those alone to ask for, and takes them for no dead endpoint either
+        server.asked.clear()
+        result = generate(*at)
+        assert (result.code, len(server.asked)) == (1, n_asked)
+        assert "15 of 48 rows failed" in result.stderr
+    server.answer = lambda number, body: 400
+    never = generate(corpus, "m", tmp_path / "never.jsonl", "--endpoint", server.url, "--concurrency", "1")
+    assert "3 requests in a row have failed" in never.stderr
+
+
 @pytest.mark.parametrize("status", [401, 404, 307])
 def test_refusal_of_all_requests_is_one_line(status: int, server: Server, corpus: Path, tmp_path: Path) -> None:
     server.answer = lambda number, body: status

@@ -95,4 +95,6 @@ class GenerateConfig(Settings):
             raise ValueError("stop-at-thinking needs the model's own tokens, which an endpoint does not give")
         if (self.think_open is None) != (self.think_close is None):
             raise ValueError("give think-open and think-close together")
+        if self.think_close is not None and not self.think_close.strip():
+            raise ValueError("think-close is white space alone: give the text that ends thinking, such as </think>")
         return self

@@ -218,9 +218,11 @@ class EndpointWorker:
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._failures = 0
+        self._has_answered = False
 
     def begin(self, job: GenerationJob) -> None:
         self._job, self._pieces = job, _Pieces(job)
+        self._has_answered = bool(self._pieces.objects.list(layout.GENERATION_PIECES))
 
     def run(self, unit: int, attempt: int) -> UnitReport:
         """Ask for one text and commit it.
@@ -261,13 +263,13 @@ class EndpointWorker:
             if error.status not in _OF_ONE_REQUEST:
                 self._stop.set()
                 raise
-            raise self._failed(error, item) from None
+            raise self._failed(error, item, counts=not self._has_answered) from None
         except EndpointError as error:
             if self._stop.is_set():
                 raise InterruptedRunError("interrupted") from None
             raise self._failed(error, item) from None
         with self._lock:
-            self._failures = 0
+            self._failures, self._has_answered = 0, True
         return found
 
     def _answer(self, completion: Completion) -> tuple[Answer, str]:
@@ -277,11 +279,15 @@ class EndpointWorker:
             return Answer(completion.reasoning, text or None), finish
         return read_any_answer(text, self._job.markers), finish
 
-    def _failed(self, error: CliffstoreError, item: Item) -> CliffstoreError:
-        """Return the error of one request, or that of the endpoint where too many have failed in a row."""
+    def _failed(self, error: CliffstoreError, item: Item, *, counts: bool = True) -> CliffstoreError:
+        """Return the error of one request, or that of the endpoint where too many have failed in a row.
+
+        What an endpoint that has answered before says of one request does not count: prompts that are too long for it
+        may stand side by side.
+        """
         with self._lock:
-            self._failures += 1
-            is_hopeless = self._failures >= self._patience
+            self._failures += counts
+            is_hopeless = counts and self._failures >= self._patience
         if is_hopeless:
             self._stop.set()
             return EndpointError(f"{self._failures} requests in a row have failed; the last: {error}")
