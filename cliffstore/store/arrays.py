@@ -17,6 +17,7 @@ import zarr
 from zarr.abc.store import Store as ZarrStore
 from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.core.buffer import Buffer
+from zarr.errors import ContainsArrayError, ContainsGroupError
 from zarr.storage import MemoryStore
 
 from cliffstore.access import is_only_for_fsspec, kvstore
@@ -99,8 +100,24 @@ def _tell_of_detour(url: str) -> None:
 def create_arrays(
     objects: ObjectStore, specs: Sequence[ArraySpec], *, n_rows: int, chunk_rows: int, unit_rows: int
 ) -> None:
-    """Create the groups and arrays of a capture. An array that is there already grows where it is too short."""
-    objects.patiently(lambda: _create_arrays(zarr_store(objects), specs, n_rows, chunk_rows, unit_rows))
+    """Create the groups and arrays of a capture. An array that is there already grows where it is too short.
+
+    Several processes may do so at once, each with the same content.
+    """
+
+    def create() -> None:
+        overtaken = 0
+        while True:
+            try:
+                _create_arrays(zarr_store(objects), specs, n_rows, chunk_rows, unit_rows)
+                return
+            except (ContainsArrayError, ContainsGroupError):
+                # Another process has just made one, which is found now. There are no more to be overtaken at than:
+                overtaken += 1
+                if overtaken > 2 * len(specs) + 3:
+                    raise
+
+    objects.patiently(create)
 
 
 @lru_cache(maxsize=16)
