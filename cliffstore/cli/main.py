@@ -10,6 +10,7 @@ import io
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Annotated
@@ -143,9 +144,16 @@ def _open_streams() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
+_ONE_SIGNAL = 2.0
+"""Seconds. `timeout` signals its command, then the group that the command is in: that is one wish, told twice."""
+_terminated = [float("-inf")]
+
+
 def _terminate(_signal: int, _frame: object) -> None:
     """A polite kill is an interrupt: the unit at work ends, what is committed stays."""
-    raise KeyboardInterrupt
+    since, _terminated[0] = time.monotonic() - _terminated[0], time.monotonic()
+    if since > _ONE_SIGNAL:
+        raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

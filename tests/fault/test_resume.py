@@ -150,7 +150,8 @@ def test_terminated_while_extracting(case: Case, fork: forked.Start, tmp_path: P
     store = tmp_path / "store"
     process = fork(case.command(store)[3:], tmp_path / "log", gate(tmp_path, 2))
     wait_for(lambda: len(receipts(store)) >= 2, process)
-    process.send_signal(signal.SIGTERM)
+    for _ in range(2):  # as `timeout` does
+        process.send_signal(signal.SIGTERM)
     err = process.wait(TIMEOUT)
     assert_stopped(case, store, process.returncode, process.printed, err)
 
