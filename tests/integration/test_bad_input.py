@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from commands import ok, run_cli, snapshot, write_jsonl
 from conftest import PROBE, SELECTION, Built
+from quick import quick_runs
 
 from cliffstore.corpus.template import TOO_LONG
 
 FRESH = "fresh-store"
 SITES = ("--sites", "resid_post,final_norm")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick() -> Iterator[None]:
+    with quick_runs():
+        yield
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,17 @@ import pytest
 import zarr
 from commands import ok, run_cli, snapshot
 from conftest import PROBE, SELECTION, Built, corpus_rows
+from quick import quick_runs
 
 from cliffstore.run.store import Store
 
 N_LAYERS, WIDTH = 4, 32
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick() -> Iterator[None]:
+    with quick_runs():
+        yield
 
 
 @pytest.fixture(scope="module")
