@@ -63,13 +63,6 @@ class ExtractConfig(Settings):
         return check_name(value, "model alias")
 
     @model_validator(mode="after")
-    def _scores_alone_have_the_layers_of_their_probes(self) -> ExtractConfig:
-        for name in ("layers", "sites"):
-            if self.probe and getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f"{name} are those that probes read where --probe stores scores alone: leave it out")
-        return self
-
-    @model_validator(mode="after")
     def _changed_models_have_a_name(self) -> ExtractConfig:
         if self.intervene is not None and self.model_alias == "main":
             raise ValueError("intervene makes another model of this one: say --model-alias, such as ablated, too")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cliffstore.config import ExtractConfig
+from cliffstore.errors import ConfigError
 from cliffstore.model.identity import ModelSource
 from cliffstore.model.sites import arrays_of, parse_layers
 from cliffstore.records import RESID_POST
@@ -53,6 +54,9 @@ def find_goal(
     UserError
         Layers, sites or probes are not there, or what the store holds is of another model or other interventions.
     """
+    for name in ("layers", "sites") if config.probe else ():
+        if getattr(config, name) != ExtractConfig.model_fields[name].default:
+            raise ConfigError(f"{name} are those that probes read where --probe stores scores alone: leave it out")
     layers = parse_layers(config.layers, source.identity.n_layers)
     captures = held.captures() if held is not None else []
     if not config.probe:
