@@ -229,7 +229,7 @@ def test_mistakes_are_one_line_and_nothing_is_written(built: Built, tmp_path: Pa
         (["ablate", "--probe", "refusal", "--heads", "3.1"], "write layer:head"),
         (["ablate", "--probe", "refusal", "--heads", "9:9"], "cannot change what probe"),
         (["ablate", "--probe", "refusal", "--shortlist", "3"], "has no figures of heads 'refusal-direct'"),
-        (["ablate", "--probe", "refusal", "--trace", "refusal-direct"], "give the shortlist, too"),
+        (["ablate", "--probe", "refusal", "--trace", "some"], "say --shortlist too"),
         (["ablate", "--probe", "refusal", "--positions", "some"], "choose one of template, all, decision"),
         (["show", "none"], "has no figures of heads 'none'"),
     ):

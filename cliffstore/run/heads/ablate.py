@@ -102,7 +102,7 @@ class AblateSettings:
         if self.heads is not None and self.shortlist is not None:
             raise ConfigError("heads and shortlist both say which heads: give one of them")
         if self.trace is not None and self.shortlist is None:
-            raise ConfigError(f"trace {self.trace!r} says where a shortlist is from: give the shortlist, too")
+            raise ConfigError("trace says what a shortlist is taken from: say --shortlist too, or leave it out")
         if not 0 < self.level < 1:
             raise ConfigError(f"level {self.level}: say a share between 0 and 1, such as 0.95")
         if min(self.resamples, self.controls) < 0 or (self.shortlist is not None and self.shortlist < 1):
