@@ -310,7 +310,8 @@ class _Work:
         except InterruptedRunError:
             kept = total - sum(len(job.parts[number].examples) for number in _pending(self.reader.objects, job))
             raise InterruptedRunError(
-                f"interrupted: {what} of {kept:,} of {total:,} examples is kept; run the same command again to go on"
+                f"interrupted: {kept:,} of {total:,} examples are measured ({what}) and kept; run the same command "
+                "again to go on"
             ) from None
         finally:
             self.reporter.end()
