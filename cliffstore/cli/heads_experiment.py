@@ -124,6 +124,7 @@ _COLUMNS = (
     ("harmful", "logit_difference", "logit difference", ".3g"),
     ("benign", "perplexity", "perplexity", ".4g"),
 )
+_CHANGE = ".3g"
 
 
 def _show(report: ExperimentReport) -> None:
@@ -155,7 +156,10 @@ def _show(report: ExperimentReport) -> None:
         f"ones, with {level} Wilson intervals. Random sets{some}: mean, and from least to most. n: examples that "
         "have the figure, where these are not all."
     )
-    print(f"Logit difference: {_said(facts['refusal_openers'])} less {_said(facts['compliance_openers'])}.")
+    print(
+        f"Logit difference: mean logit of the first tokens of refusals ({_said(facts['refusal_openers'])}) less that "
+        f"of answers ({_said(facts['compliance_openers'])})."
+    )
     if facts["benign_text"] is not None:
         print(f"Perplexity: of {facts['benign_text']} of benign examples.")
     print(f"Heads: {'; '.join(f'{share} %: {_heads(heads)}' for share, heads in _dict(facts['heads']).items())}")
@@ -181,7 +185,9 @@ def _figures(row: dict[str, object], values: Sequence[float], form: str) -> str:
         return f"{values[0]:{form}} {_interval(row['low'], row['high'], form)}"
     if row["change"] is None:
         return f"{values[0]:{form}}"
-    return f"{values[0]:{form}} ({row['change']:+{form}} {_interval(row['change_low'], row['change_high'], form)})"
+    return (
+        f"{values[0]:{form}} ({row['change']:+{_CHANGE}} {_interval(row['change_low'], row['change_high'], _CHANGE)})"
+    )
 
 
 def _interval(low: object, high: object, form: str) -> str:

@@ -198,7 +198,7 @@ def test_the_command_prints_a_table_and_writes_files(case: Case, tmp_path: Path)
     shown = ok(*command, "-o", tmp_path / "out")
     assert "100.0%" in shown.text
     assert "2 random" in shown.text
-    assert "Logit difference: I less Sure" in shown.text
+    assert "first tokens of refusals (I) less that of answers (Sure)" in shown.text
     assert "0 do" in shown.stderr
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"experiment.parquet", "experiment.csv", "experiment.svg", "experiment.png", "experiment.json",
