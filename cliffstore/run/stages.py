@@ -128,8 +128,6 @@ def run_extraction(
     if config.intervene is not None:
         interventions = find_interventions(config, source, reporter.notice)
     goal = find_goal(config, source, held, interventions)
-    if goal.probes and {"layers", "sites"} & config.model_fields_set:
-        reporter.notice("a probe reads its own site and layer: --layers and --sites have no effect with --probe")
     tell_without_effect(goal.draft, reporter.notice)
     with find_work(config, source, held, goal.bytes_per_row, reporter) as work:
         reporter.stage(work.describe())
