@@ -16,7 +16,7 @@ from cliffstore import Store
 from cliffstore.errors import CliffstoreError, InterruptedRunError, StoreError
 from cliffstore.model.knockout import Knockouts
 from cliffstore.model.planted.model import PlantSettings, plant
-from cliffstore.run.heads import ablate, knocking
+from cliffstore.run.heads import knocking, measuring
 from cliffstore.run.heads.ablate import AblateReport
 from cliffstore.run.stages import extract
 
@@ -82,7 +82,7 @@ def many_parts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(Knockouts, "scores", scoring)
     monkeypatch.setattr(Knockouts, "z_of", summing)
-    monkeypatch.setattr(ablate, "PASSES", 0)
+    monkeypatch.setattr(measuring, "PASSES", 0)
     monkeypatch.setitem(knocking.TOKENS, "cpu", 512)
     return calls
 
