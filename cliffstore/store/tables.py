@@ -12,6 +12,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from cliffstore import __version__
+from cliffstore.errors import StorageError
 from cliffstore.schema import damaged
 from cliffstore.store.objects import ObjectStore
 
@@ -66,9 +67,21 @@ def decode(key: str, content: bytes, columns: Sequence[str] | None = None) -> pa
     """Return the table of Parquet bytes. Raises `DamagedStoreError` where they are none."""
     try:
         with open_parquet(pa.BufferReader(content)) as file:
-            return file.read(columns=list(columns) if columns else None, use_threads=False)
-    except (pa.ArrowException, OSError) as error:
+            return _believed(file.read(columns=list(columns) if columns else None, use_threads=False))
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise damaged(key, f"cannot be read ({str(error).splitlines()[0][:200]})") from None
+
+
+def _believed(table: pa.Table) -> pa.Table:
+    """Return a table whose values are of their types: what is damaged need not be seen by who reads Parquet.
+
+    Raises
+    ------
+    pa.ArrowInvalid, UnicodeDecodeError
+        Indices lead nowhere; texts, or the names of columns, are no texts.
+    """
+    table.rename_columns(table.schema.names).validate(full=True)
+    return table
 
 
 def read_row_group(objects: ObjectStore, key: str, row_group: int, columns: Sequence[str] | None = None) -> pa.Table:
@@ -82,8 +95,11 @@ def read_row_group(objects: ObjectStore, key: str, row_group: int, columns: Sequ
     try:
         source = objects.path(key) if objects.is_local else pa.PythonFile(_PatientFile(objects, objects.path(key)))
         with open_parquet(source) as file:
-            return file.read_row_group(row_group, columns=list(columns) if columns else None, use_threads=False)
-    except (pa.ArrowException, FileNotFoundError, IndexError) as error:
+            group = file.read_row_group(row_group, columns=list(columns) if columns else None, use_threads=False)
+            return _believed(group)
+    except StorageError:
+        raise
+    except (pa.ArrowException, OSError, IndexError, UnicodeDecodeError) as error:
         raise damaged(key, f"cannot be read ({str(error).splitlines()[0][:200]})") from None
 
 
@@ -91,8 +107,11 @@ def schema_of(objects: ObjectStore, key: str, size: int) -> pa.Schema:
     """Return the schema of a Parquet object of `size` bytes, without its provenance; only its end is read."""
     try:
         with pa.PythonFile(_PatientFile(objects, objects.path(key), size), mode="r") as file:
-            return pq.read_schema(file).remove_metadata()
-    except pa.ArrowException as error:
+            schema = pq.read_schema(file).remove_metadata()
+        return schema.empty_table().rename_columns(schema.names).schema
+    except (StorageError, FileNotFoundError):
+        raise
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise damaged(key, f"cannot be read ({str(error).splitlines()[0][:200]})") from None
 
 
