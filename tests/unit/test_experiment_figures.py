@@ -30,12 +30,12 @@ OFF = Condition(CHOSEN, 10.0, None, ((2, 1), (0, 3)), generates=True)
 def told(_: str) -> None: ...
 
 
-def test_heads_are_those_with_negative_shares_at_the_last_distance_over_all_examples() -> None:
+def test_heads_are_those_with_negative_shares_at_the_decision_over_all_examples() -> None:
     rows = [(0, 0, 9, -1.0), (0, 0, 1, 0.0), (1, 0, 9, 0.0), (1, 0, 1, -5.0), (2, -1, 9, -90.0), (2, 0, 9, 0.5)]
     table = pa.Table.from_pylist(
         [{"layer": 1, "head": head, "to_decision": at, "n": n, "mean": mean} for head, at, n, mean in rows]
     )
-    assert negative_heads(table) == ((1, 0), (1, 1))
+    assert negative_heads("named", table) == ((1, 0), (1, 1))
 
 
 @pytest.mark.parametrize(("share", "n_heads"), [(1.0, 1), (5.0, 2), (6.25, 2), (7.9, 3), (50.0, 3)])

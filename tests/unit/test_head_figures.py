@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,11 @@ from cliffstore.analyze.attribution import LayerReading, ProbeReading
 from cliffstore.analyze.example_means import Means
 from cliffstore.model.undisturbed import Prompt
 from cliffstore.records import NormShape
-from cliffstore.run.heads import ablate, attention, shares, trace
+from cliffstore.run.heads import attention, shares, trace
 from cliffstore.run.heads.choices import Choices, Wish, choose_heads, random_sets
 from cliffstore.run.heads.effects import Facts, knockout_rows, set_figures
+from cliffstore.run.heads.knocking import KnockoutWorker
+from cliffstore.run.heads.parts import Part
 from cliffstore.run.heads.results import write_heads
 from cliffstore.run.interventions import steps
 from cliffstore.run.interventions.files import ScaleHeadsConfig
@@ -172,23 +175,18 @@ def test_a_factor_is_of_the_heads_that_have_none_of_their_own(tmp_path: Path) ->
         assert (found.positions, found.keep_norm) == ("template", True)
 
 
-def test_the_mean_of_z_is_over_the_positions_that_are_ablated(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_mean_of_z_is_over_the_positions_that_are_ablated() -> None:
     class Model:
         def z_of(self, prompt: Prompt) -> dict[int, np.ndarray]:
             n = len(prompt.token_ids_T) - prompt.first
             return {2: np.full((n, 2, 3), float(n), dtype=np.float32)}
 
-    class Quiet:
-        def begin(self, *_: object) -> None: ...
-        def advance(self, *_: object) -> None: ...
-        def end(self) -> None: ...
-
-    prompts = [(0, Prompt(np.arange(9), 8)), (1, Prompt(np.arange(5), 2))]
-    monkeypatch.setattr(ablate, "_prompts", lambda *_: iter(prompts))
-    chosen = ablate.Chosen(np.array([0, 1]), [None], np.zeros(2, dtype=np.int64))
-    found = ablate._mean_z(Model(), None, chosen, "template", Quiet())  # type: ignore[arg-type]
-    assert found[2].dtype == np.float32
-    np.testing.assert_array_equal(found[2], np.full((2, 3), (1 + 3 * 3) / 4))
+    worker = KnockoutWorker.__new__(KnockoutWorker)
+    worker._model, worker._stopped = Model(), threading.Event()  # type: ignore[assignment]
+    part = Part(0, ((0,), (1,)))
+    sums = worker._sums_of_z(part, [[Prompt(np.arange(9), 8)], [Prompt(np.arange(5), 2)]])
+    assert list(sums) == [2]
+    np.testing.assert_array_equal(sums[2][:-1] / sums[2][-1], np.full(6, (1 + 3 * 3) / 4))
 
 
 def test_attention_per_token_is_the_mean_of_ratios_and_what_no_token_gets_has_a_row() -> None:
