@@ -1,6 +1,6 @@
 """Fixtures that several tests share: the real small model, a tiny one, servers of object storage.
 
-Three processes of pytest run at once (`make test`), each with whole files of tests. What they could both make at the same
+Three processes of pytest run at once (`make test`), each with whole files of tests. What several could make at the same
 moment is made under a lock, or once in each.
 """
 

@@ -14,12 +14,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cliffstore import __version__
 from cliffstore.access import check_url, scheme_of
 from cliffstore.config import ExportConfig
-from cliffstore.errors import SelectionError
+from cliffstore.errors import DamagedStoreError, SelectionError
 from cliffstore.publish import mixture
 from cliffstore.publish.card import HEADING, CardFacts, Counts, dataset_card
 from cliffstore.publish.completions import Endpoint
@@ -192,7 +191,7 @@ def _refuse_foreign(objects: ObjectStore, card: str, data_files: Iterable[str]) 
     if objects.is_local and Path(objects.root).is_file():
         raise SelectionError(f"output {objects.url} is a file: name a folder, or a file that ends in .parquet")
     foreign = [card] if objects.exists(card) and HEADING.encode() not in objects.get(card) else []
-    foreign += [name for name in sorted(data_files) if not _is_exported(objects.get(name))]
+    foreign += [name for name in sorted(data_files) if not _is_exported(objects, name)]
     if foreign:
         raise SelectionError(
             f"output {objects.url} has {', '.join(foreign)}, which no export has made: choose another --output, or "
@@ -200,12 +199,12 @@ def _refuse_foreign(objects: ObjectStore, card: str, data_files: Iterable[str]) 
         )
 
 
-def _is_exported(content: bytes) -> bool:
+def _is_exported(objects: ObjectStore, name: str) -> bool:
     try:
-        metadata = pq.read_schema(pa.BufferReader(content)).metadata or {}
-    except pa.ArrowException:
+        schema = tables.schema_of(objects, name, objects.size(name))
+    except DamagedStoreError:
         return False
-    return f"{tables.PROVENANCE}.training_set_version".encode() in metadata
+    return f"{tables.PROVENANCE}.training_set_version".encode() in (schema.metadata or {})
 
 
 def _facts(

@@ -68,5 +68,5 @@ def examples_schema(reader: StoreReader) -> pa.Schema:
     """Return the schema of all plans' examples: the corpus's own columns differ from plan to plan."""
     sizes = reader.table_sizes("examples")
     first_of_plan = {layout.plan_of(key): key for key in reversed(sizes)}
-    schemas = [tables.schema_of(reader.objects, key, sizes[key]) for key in first_of_plan.values()]
+    schemas = [tables.schema_of(reader.objects, key, sizes[key]).remove_metadata() for key in first_of_plan.values()]
     return pa.unify_schemas([EXAMPLES, *schemas], promote_options="permissive")

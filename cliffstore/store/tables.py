@@ -104,11 +104,11 @@ def read_row_group(objects: ObjectStore, key: str, row_group: int, columns: Sequ
 
 
 def schema_of(objects: ObjectStore, key: str, size: int) -> pa.Schema:
-    """Return the schema of a Parquet object of `size` bytes, without its provenance; only its end is read."""
+    """Return the schema of a Parquet object of `size` bytes, with its provenance; only its end is read."""
     try:
         with pa.PythonFile(_PatientFile(objects, objects.path(key), size), mode="r") as file:
-            schema = pq.read_schema(file).remove_metadata()
-        return schema.empty_table().rename_columns(schema.names).schema
+            schema = pq.read_schema(file)
+        return pa.schema([field.with_name(field.name) for field in schema], metadata=schema.metadata)
     except (StorageError, FileNotFoundError):
         raise
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
