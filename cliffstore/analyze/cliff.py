@@ -22,7 +22,7 @@ from cliffstore.analyze.plateau import PlateauRule
 from cliffstore.analyze.token_scores import THINK, each_unit
 from cliffstore.errors import DamagedStoreError, ProbeError
 from cliffstore.records import PlannedUnit
-from cliffstore.schema import CLIFFS, CliffsDocument, ScoreReceipt
+from cliffstore.schema import CLIFFS, CliffsDocument, ProbeDocument, ScoreReceipt
 from cliffstore.store import documents, layout, tables
 from cliffstore.store.objects import ObjectStore
 from cliffstore.store.probes import read_probe
@@ -64,6 +64,15 @@ class _Unit:
     absent: int
 
 
+def check_scored(reader: StoreReader, probe: str) -> tuple[ProbeDocument, list[ScoreReceipt]]:
+    """Return a probe, and the receipts of its scores. Raises `ProbeError` where there is no such probe, or no score."""
+    document, _ = read_probe(reader.objects, probe)
+    receipts = score_receipts(reader.objects, ProbeKey(probe, document.digest, document.capture))
+    if not receipts:
+        raise ProbeError(f"probe {probe!r} has no scores yet: run `cliffstore score {reader.url} --probe {probe}`")
+    return document, receipts
+
+
 def rank_cliffs(reader: StoreReader, probe: str, rule: PlateauRule = MEAN_OVER_ALL) -> CliffReport:
     """Compute the cliff of every scored example, unless that was done already by this rule for the scores there are.
 
@@ -77,8 +86,7 @@ def rank_cliffs(reader: StoreReader, probe: str, rule: PlateauRule = MEAN_OVER_A
         Scores of a unit cannot be read.
     """
     objects = reader.objects
-    document, _ = read_probe(objects, probe)
-    receipts = score_receipts(objects, ProbeKey(probe, document.digest, document.capture))
+    document, receipts = check_scored(reader, probe)
     scores = scores_digest(receipts)
     before = _document(objects, probe)
     held = _held(objects, before, scores, rule) if before is not None else None

@@ -59,6 +59,7 @@ def cliff(
     top: Annotated[int | None, typer.Option(min=1, help="Examples to show. Default: 20.")] = None,
     json: Json = False,
 ) -> None:
+    from cliffstore.analyze.cliff import check_scored
     from cliffstore.config import CliffConfig
     from cliffstore.run.pipeline import check_selection, select_in
     from cliffstore.settings import read_config
@@ -70,6 +71,8 @@ def cliff(
         check_selection(settings.select, "select.")
     names = settings.probe
     with open_store(settings) as opened:
+        for name in names:  # before the cliffs of any are replaced
+            check_scored(opened.reader, name)
         reports = [opened.cliff(name, plateau=settings.plateau, window=settings.window) for name in names]
         rows: list[Row] = opened.catalog.arrow(TOP_CLIFFS, [names[0], settings.top, None]).to_pylist()
         others = _other_cliffs(opened, names[1:], rows)

@@ -147,7 +147,9 @@ def _show(report: ExperimentReport) -> None:
         lines.append([thinking, said, own[0]["n_heads"], *cells])
     off = "heads off" if facts["scale"] == 0 else f"heads x {facts['scale']:g}"
     print_table(["thinking", off, "heads", *(title for _, _, title, _ in shown)], lines)
-    level = f"{100 * facts['level']:g}%"
+    inside = facts["level"]
+    assert isinstance(inside, float)
+    level = f"{100 * inside:g}%"
     writing = facts["random_generated"]
     some = "" if writing == facts["random"] else f" (refusals: of {writing} of them)"
     print(

@@ -129,9 +129,9 @@ class _Planning:
                 self.folder.cleanup()
                 return there
             place, base = self._find_place(name)
-            if base:
-                n_held = examples.leave_out(_held_examples(self.held, base))
-                self.reporter.notice(f"{n_held} of {n_held + examples.n_examples} examples are in the store already")
+            if base and (n_held := examples.leave_out(_held_examples(self.held, base))):
+                n_all = n_held + examples.n_examples
+                self.reporter.notice(f"{n_held} of {n_all} examples are in the store already")
             self._tell_skipped(examples)
             return self._write_tables(examples, extra_schema, unit_rows, digest, place, self._token_text(seen_V))
         finally:

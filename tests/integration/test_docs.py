@@ -167,14 +167,12 @@ class Reader:
     full : store with probes, scores, cliffs and selections
     scored : the same before anything was selected by cliff
     bare : store with activations alone
-    upper : store that lacks the lower layers
     """
 
     folder: Path
     full: Path
     scored: Path
     bare: Path
-    upper: Path
 
     def begin(self, store: Path | None) -> None:
         """Have `./acts` be one of the stores, or none."""
@@ -222,9 +220,8 @@ def reader(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Reader:
     adapter(tiny_model, folder / "lora")
     for name in ("direction", "refusal"):
         save_file({"w": np.linspace(-1, 1, 32).astype(np.float32)}, folder / f"{name}.safetensors")
-    full, scored, bare, upper = (folder / "stores" / name for name in ("full", "scored", "bare", "upper"))
+    full, scored, bare = (folder / "stores" / name for name in ("full", "scored", "bare"))
     with quick_runs():
-        ok("extract", corpus, "--model", folder / "model", "--store", upper, "--layers", "2-3")
         ok("extract", corpus, "--model", folder / "model", "--store", bare)
         shutil.copytree(bare, scored)
         ok("probe", "fit", scored, "--name", "refusal", "--label", "label")
@@ -232,11 +229,11 @@ def reader(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Reader:
         ok("score", scored, "--probe", "all")
         for probe in ("refusal", "refusal-random-0-1"):
             ok("cliff", scored, "--probe", probe)
-        ok("select", scored, "--name", "random", "--strategy", "random", "--top", "8")
         shutil.copytree(scored, full)
+        ok("select", full, "--name", "random", "--strategy", "random", "--top", "8")
         ok("select", full, "--name", "worst", "--probe", "refusal", "--top", "8")
         ok("heads", "trace", full, "--probe", "refusal", "--name", "shares", "--model", folder / "model")
-    return Reader(folder, full, scored, bare, upper)
+    return Reader(folder, full, scored, bare)
 
 
 def begin(section: str, command: str, *, is_first: bool, reader: Reader) -> None:
@@ -244,7 +241,7 @@ def begin(section: str, command: str, *, is_first: bool, reader: Reader) -> None
     if section == "What is computed, and what is stored":  # each is a way to begin
         reader.begin(reader.full if "--probe" in command or "--adapter" in command else None)
     elif section == "A store grows":  # each is a way to go on
-        reader.begin(reader.upper if "--layers" in command else reader.full)
+        reader.begin(reader.full)
     elif is_first:
         chosen = ("Cliffs, the choice of examples, the training set", "Heads")  # they make what the full store has
         stores = {"Probes": reader.bare, **dict.fromkeys(chosen, reader.scored)}
