@@ -218,8 +218,7 @@ def reader(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Reader:
     shutil.copytree(tiny_model, folder / "model")
     tuned(tiny_model, folder / "tuned")
     adapter(tiny_model, folder / "lora")
-    for name in ("direction", "refusal"):
-        save_file({"w": np.linspace(-1, 1, 32).astype(np.float32)}, folder / f"{name}.safetensors")
+    save_file({"w": np.linspace(-1, 1, 32).astype(np.float32)}, folder / "direction.safetensors")
     full, scored, bare = (folder / "stores" / name for name in ("full", "scored", "bare"))
     with quick_runs():
         ok("extract", corpus, "--model", folder / "model", "--store", bare)
