@@ -16,10 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from cliffstore.analyze.token_scores import TokenScores, each_unit
-from cliffstore.errors import ConfigError, ProbeError
-from cliffstore.store.probes import read_probe
+from cliffstore.errors import ConfigError
 from cliffstore.store.reader import StoreReader
-from cliffstore.store.scores import ProbeKey, score_receipts
+from cliffstore.store.scores import find_scores
 
 MOST_NUMBERS = 250_000_000
 """Scores that are held at once: 1 GB."""
@@ -95,10 +94,7 @@ def align(
             f"{len(examples_E):,} examples at {len(distances):,} distances are more than {MOST_NUMBERS:,} scores to "
             "hold: choose fewer --positions, or examples with --where"
         )
-    document, _ = read_probe(reader.objects, probe)
-    receipts = score_receipts(reader.objects, ProbeKey(probe, document.digest, document.capture))
-    if not receipts:
-        raise ProbeError(f"probe {probe!r} has no scores yet: run `cliffstore score {reader.url} --probe {probe}`")
+    _, receipts = find_scores(reader, probe)
     found = AlignedScores(
         np.full((len(examples_E), len(distances)), np.nan, dtype=np.float32),
         np.zeros(len(examples_E), dtype=np.bool_),

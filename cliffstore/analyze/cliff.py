@@ -22,12 +22,11 @@ from cliffstore.analyze.plateau import PlateauRule
 from cliffstore.analyze.token_scores import THINK, each_unit
 from cliffstore.errors import DamagedStoreError, ProbeError
 from cliffstore.records import PlannedUnit
-from cliffstore.schema import CLIFFS, CliffsDocument, ProbeDocument, ScoreReceipt
+from cliffstore.schema import CLIFFS, CliffsDocument, ScoreReceipt
 from cliffstore.store import documents, layout, tables
 from cliffstore.store.objects import ObjectStore
-from cliffstore.store.probes import read_probe
 from cliffstore.store.reader import StoreReader
-from cliffstore.store.scores import ProbeKey, score_receipts, scores_digest
+from cliffstore.store.scores import find_scores, no_scores, scores_digest
 
 MEAN_OVER_ALL = PlateauRule()
 
@@ -64,15 +63,6 @@ class _Unit:
     absent: int
 
 
-def check_scored(reader: StoreReader, probe: str) -> tuple[ProbeDocument, list[ScoreReceipt]]:
-    """Return a probe, and the receipts of its scores. Raises `ProbeError` where there is no such probe, or no score."""
-    document, _ = read_probe(reader.objects, probe)
-    receipts = score_receipts(reader.objects, ProbeKey(probe, document.digest, document.capture))
-    if not receipts:
-        raise ProbeError(f"probe {probe!r} has no scores yet: run `cliffstore score {reader.url} --probe {probe}`")
-    return document, receipts
-
-
 def rank_cliffs(reader: StoreReader, probe: str, rule: PlateauRule = MEAN_OVER_ALL) -> CliffReport:
     """Compute the cliff of every scored example, unless that was done already by this rule for the scores there are.
 
@@ -86,7 +76,7 @@ def rank_cliffs(reader: StoreReader, probe: str, rule: PlateauRule = MEAN_OVER_A
         Scores of a unit cannot be read.
     """
     objects = reader.objects
-    document, receipts = check_scored(reader, probe)
+    document, receipts = find_scores(reader, probe)
     scores = scores_digest(receipts)
     before = _document(objects, probe)
     held = _held(objects, before, scores, rule) if before is not None else None
@@ -94,7 +84,7 @@ def rank_cliffs(reader: StoreReader, probe: str, rule: PlateauRule = MEAN_OVER_A
         return held
     table, partial, absent = cliff_table(reader, receipts, rule)
     if not table.num_rows:
-        raise ProbeError(f"probe {probe!r} has no scores yet: run `cliffstore score {reader.url} --probe {probe}`")
+        raise no_scores(reader, probe)
     if table["cliff"].null_count == table.num_rows and (absent or table["final"].null_count):
         raise ProbeError(
             "no example has scores both in its thinking and at its decision position: extract with `think,decision` "

@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from cliffstore.analyze.aligned import Distances, align
 from cliffstore.analyze.labels import Notice
+from cliffstore.config.values import check_level
 from cliffstore.errors import ConfigError, ProbeError
 from cliffstore.store.catalog import Catalog
 
@@ -65,8 +66,7 @@ class CurveSettings:
     all_tokens: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.level < 1:
-            raise ConfigError(f"level {self.level}: say a share between 0 and 1, such as 0.95")
+        check_level(self.level)
         if not 0 <= self.resamples <= 100_000:
             raise ConfigError(f"resamples {self.resamples}: say a number from 0 to 100,000")
 

@@ -59,10 +59,10 @@ def cliff(
     top: Annotated[int | None, typer.Option(min=1, help="Examples to show. Default: 20.")] = None,
     json: Json = False,
 ) -> None:
-    from cliffstore.analyze.cliff import check_scored
     from cliffstore.config import CliffConfig
     from cliffstore.run.pipeline import check_selection, select_in
     from cliffstore.settings import read_config
+    from cliffstore.store.scores import find_scores
 
     probes = tuple(dict.fromkeys(probe)) if probe else None
     given = {"store": store, "probe": probes, "plateau": plateau, "window": window, "top": top}
@@ -72,7 +72,7 @@ def cliff(
     names = settings.probe
     with open_store(settings) as opened:
         for name in names:  # before the cliffs of any are replaced
-            check_scored(opened.reader, name)
+            find_scores(opened.reader, name)
         reports = [opened.cliff(name, plateau=settings.plateau, window=settings.window) for name in names]
         rows: list[Row] = opened.catalog.arrow(TOP_CLIFFS, [names[0], settings.top, None]).to_pylist()
         others = _other_cliffs(opened, names[1:], rows)

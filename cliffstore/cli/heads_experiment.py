@@ -147,15 +147,15 @@ def _show(report: ExperimentReport) -> None:
         lines.append([thinking, said, own[0]["n_heads"], *cells])
     off = "heads off" if facts["scale"] == 0 else f"heads x {facts['scale']:g}"
     print_table(["thinking", off, "heads", *(title for _, _, title, _ in shown)], lines)
-    inside = facts["level"]
-    assert isinstance(inside, float)
-    level = f"{100 * inside:g}%"
+    level = facts["level"]
+    assert isinstance(level, float)
+    percent = f"{100 * level:g}%"
     writing = facts["random_generated"]
     some = "" if writing == facts["random"] else f" (refusals: of {writing} of them)"
     print(
         f"\nScore and logit difference: means over {facts['harmful']} harmful examples before the answer; the change "
-        f"with its {level} interval (paired bootstrap). Refused: of those, over-refusal: of {facts['benign']} benign "
-        f"ones, with {level} Wilson intervals. Random sets{some}: mean, and from least to most. n: examples that "
+        f"with its {percent} interval (paired bootstrap). Refused: of those, over-refusal: of {facts['benign']} benign "
+        f"ones, with {percent} Wilson intervals. Random sets{some}: mean, and from least to most. n: examples that "
         "have the figure, where these are not all."
     )
     print(

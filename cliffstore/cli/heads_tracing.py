@@ -189,7 +189,7 @@ def _print(store: Store, name: str, facts: dict[str, object], top: int, *, json:
     if json:
         print_json({**facts, "figures": rows})
         return
-    print_lines({key: _listed(value) for key, value in facts.items() if value not in (None, (), [])})
+    print_lines({key: value for key, value in facts.items() if value not in (None, (), [])})
     at_last = []
     for group in dict.fromkeys(row["group"] for row in rows):
         mine = [row for row in rows if row["group"] == group]
@@ -203,11 +203,6 @@ def _print(store: Store, name: str, facts: dict[str, object], top: int, *, json:
     _print_largest(largest_first(at_last, top))
     if document.frozen:
         print(f"\nFrozen at each token's own scale: {', '.join(document.frozen)}.")
-
-
-def _listed(value: object) -> object:
-    """Return what a list holds, with commas."""
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
 
 
 def _title(document: HeadsDocument, group: str | None, distance: int) -> str:

@@ -23,6 +23,12 @@ def check_name(name: str, what: str) -> str:
     return name
 
 
+def check_level(level: float) -> None:
+    """Raise `ConfigError` where a level of intervals is none."""
+    if not 0 < level < 1:
+        raise ConfigError(f"level {level}: say a share between 0 and 1, such as 0.95")
+
+
 def parse_ranges(text: str) -> list[range]:
     """Return the ranges that `0-29` or `8,16` means. Raises `ConfigError` where it means none."""
     ranges: list[range] = []

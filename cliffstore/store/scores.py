@@ -12,9 +12,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cliffstore import __version__
-from cliffstore.schema import SCORES, ScoreReceipt, UnitError
+from cliffstore.errors import ProbeError
+from cliffstore.schema import SCORES, ProbeDocument, ScoreReceipt, UnitError
 from cliffstore.store import documents, layout, receipts, tables
 from cliffstore.store.objects import ObjectStore
+from cliffstore.store.probes import read_probe
+from cliffstore.store.reader import StoreReader
 
 COLUMNS = ["example", "position", "to_decision", "segment", "row"]
 """What of a tokens table its scores need."""
@@ -46,6 +49,26 @@ def score_receipts(objects: ObjectStore, probe: ProbeKey) -> list[ScoreReceipt]:
     found = documents.read_many(objects, ScoreReceipt, keys)
     own = [receipt for receipt in found if receipt.probe_digest == probe.digest]
     return sorted(own, key=lambda receipt: receipt.unit)
+
+
+def find_scores(reader: StoreReader, probe: str) -> tuple[ProbeDocument, list[ScoreReceipt]]:
+    """Return a probe by its name, and the receipts of its scores by unit.
+
+    Raises
+    ------
+    ProbeError
+        There is no such probe, or it has no scores.
+    """
+    document, _ = read_probe(reader.objects, probe)
+    receipts = score_receipts(reader.objects, ProbeKey(probe, document.digest, document.capture))
+    if not receipts:
+        raise no_scores(reader, probe)
+    return document, receipts
+
+
+def no_scores(reader: StoreReader, probe: str) -> ProbeError:
+    """Return the error for a probe without scores."""
+    return ProbeError(f"probe {probe!r} has no scores yet: run `cliffstore score {reader.url} --probe {probe}`")
 
 
 def is_scored(objects: ObjectStore, probe: ProbeKey, unit: int) -> bool:

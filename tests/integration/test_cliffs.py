@@ -347,11 +347,13 @@ def test_lines_of_a_drawing_have_numbers_of_their_own() -> None:
         assert len({float(tick) for tick in ticks}) == 15, (scale, ticks)
 
 
-def test_a_probe_that_is_not_there_is_found_before_cliffs_are_replaced(url: str) -> None:
+@pytest.mark.parametrize(("other", "told"), [("nope", "no probe 'nope'"), (f"{PROBE}-random-0-0", "has no scores yet")])
+def test_what_another_probe_lacks_is_found_before_cliffs_are_replaced(url: str, other: str, told: str) -> None:
+    ok("probe", "random", url, "--like", PROBE, "--n", "1")
     ok("cliff", url, "--probe", PROBE)
     before = (Path(url) / "cliffs" / f"{PROBE}.json").read_bytes()
-    result = run_cli("cliff", url, "--probe", PROBE, "--probe", "nope", "--plateau", "max")
-    assert (result.code, "no probe 'nope'" in result.stderr, "replaced" in result.stderr) == (2, True, False)
+    result = run_cli("cliff", url, "--probe", PROBE, "--probe", other, "--plateau", "max")
+    assert (result.code, told in result.stderr, "replaced" in result.stderr) == (2, True, False)
     assert (Path(url) / "cliffs" / f"{PROBE}.json").read_bytes() == before
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from cliffstore.config.values import check_level
 from cliffstore.errors import ConfigError
 from cliffstore.plan.choices import parse_choice
 
@@ -65,8 +66,7 @@ class ExperimentSettings:
             raise ConfigError("random, random-generate and resamples must not be negative")
         if min(self.limit, self.new_tokens, self.thinking_tokens, self.batch_size) < 1:
             raise ConfigError("limit, new-tokens, thinking-tokens and batch-size must be at least 1")
-        if not 0 < self.level < 1:
-            raise ConfigError(f"level {self.level}: say a share between 0 and 1, such as 0.95")
+        check_level(self.level)
         if not self.refusal_openers or not self.compliance_openers:
             raise ConfigError("logit differences need at least one opener of refusals and one of answers")
 

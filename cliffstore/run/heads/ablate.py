@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 
 from cliffstore import __version__
+from cliffstore.config.values import check_level
 from cliffstore.errors import ConfigError, StoreError
 from cliffstore.run.heads import results
 from cliffstore.run.heads.choices import Wish, choose_heads
@@ -79,8 +80,7 @@ class AblateSettings:
             raise ConfigError("heads and shortlist both say which heads: give one of them")
         if self.trace is not None and self.shortlist is None:
             raise ConfigError("trace says what a shortlist is taken from: say --shortlist too, or leave it out")
-        if not 0 < self.level < 1:
-            raise ConfigError(f"level {self.level}: say a share between 0 and 1, such as 0.95")
+        check_level(self.level)
         if min(self.resamples, self.controls) < 0 or (self.shortlist is not None and self.shortlist < 1):
             raise ConfigError("resamples and controls must not be negative, and a shortlist has at least one head")
 

@@ -22,6 +22,7 @@ from cliffstore import __version__
 from cliffstore.analyze.aligned import Distances
 from cliffstore.analyze.attribution import layers_read
 from cliffstore.analyze.example_means import ExampleMeans, Means
+from cliffstore.config.values import check_level
 from cliffstore.errors import ConfigError, StoreError
 from cliffstore.run.heads import results
 from cliffstore.run.heads.prompts import (
@@ -58,8 +59,7 @@ class TraceSettings:
     replace: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.level < 1:
-            raise ConfigError(f"level {self.level}: say a share between 0 and 1, such as 0.95")
+        check_level(self.level)
         if self.resamples < 0:
             raise ConfigError("resamples must not be negative; 0 gives no intervals")
 
