@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cliffstore.errors import StoreError
 from cliffstore.model.undisturbed import fit_together
+from cliffstore.run.heads import pieces
 from cliffstore.run.heads.parts import Part, parts_of
 from cliffstore.run.heads.prompts import Ablated, ExampleTokens
+from cliffstore.store import tables
+from cliffstore.store.objects import ObjectStore
 
 N_CHOICES = 5
 LENGTHS = st.lists(st.lists(st.integers(2, 30), min_size=1, max_size=6), min_size=1, max_size=4)
@@ -50,3 +56,17 @@ def test_every_example_is_in_one_part_of_its_unit(lengths: list[list[int]], posi
     unit, examples = units[-1]
     without = _parts([*units[:-1], (unit, examples[1:])], positions, most)
     assert [part for part in without if part.unit != unit] == [part for part in parts if part.unit != unit]
+
+
+def test_a_piece_with_other_figures_than_were_written_is_removed_and_told(tmp_path: Path) -> None:
+    """Also where it is a whole Parquet file, such as one that somebody has changed."""
+    objects, key = ObjectStore(str(tmp_path)), "heads/effects/0a.piece"
+    figures_NX = np.arange(6, dtype=np.float64).reshape(2, 3)
+    pieces.write_piece(objects, key, [4, 7], figures_NX)
+    np.testing.assert_array_equal(pieces.read_piece(objects, key, [4, 7]), figures_NX)
+    table = tables.read(objects, key)
+    changed = table.set_column(1, table.field(1), [[[0.0, 1.0, 2.0], [3.0, 4.0, 5.5]]])
+    objects.put(key, tables.encode(changed, {"digest": pieces._digest([4, 7], figures_NX)}))
+    with pytest.raises(StoreError, match="is damaged and is removed"):
+        pieces.read_piece(objects, key, [4, 7])
+    assert not objects.exists(key)

@@ -6,8 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from cliffstore.analyze.aligned import Distances
+from cliffstore.analyze.curves import CurveSettings
 from cliffstore.config import CliffConfig, ExportConfig, ExtractConfig, PipelineConfig, ProbeConfig
 from cliffstore.errors import ConfigError
+from cliffstore.run.experiment.settings import ExperimentSettings
+from cliffstore.run.heads.ablate import AblateSettings
+from cliffstore.run.heads.trace import TraceSettings
 from cliffstore.settings import Kind, parse_overrides, read_config
 
 PIPELINE = """
@@ -117,3 +122,15 @@ def test_message_does_not_repeat_what_may_be_secret(text: str, tmp_path: Path) -
     with pytest.raises(ConfigError) as error:
         parse_overrides(["storage_options.secret={hush"])
     assert "hush" not in str(error.value)
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0, 2.0])
+def test_levels_of_intervals_lie_between_nothing_and_all(level: float) -> None:
+    for settings in (
+        lambda: AblateSettings("refusal", "effects", level=level),
+        lambda: TraceSettings("refusal", "shares", level=level),
+        lambda: ExperimentSettings("refusal", "experiment", level=level),
+        lambda: CurveSettings(Distances(-8, 0), level=level),
+    ):
+        with pytest.raises(ConfigError, match="say a share between 0 and 1"):
+            settings()
